@@ -1,0 +1,49 @@
+# `make` alone says what there is to make.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PY := .venv/bin/python
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: .venv/installed ## create .venv and install everything, with hashes
+
+# Debian splits ensurepip from python3: without it the environment borrows the pip that is there.
+.venv/installed: requirements.txt pyproject.toml
+	@test -x $(PY) || $(PYTHON) -m venv .venv 2>/dev/null || $(PYTHON) -m venv --clear --without-pip .venv
+	@if $(PY) -m pip --version >/dev/null 2>&1; then pip="$(PY) -m pip"; \
+	 else pip="$(PYTHON) -m pip --python $(PY)"; fi; \
+	 echo "installing into .venv (a minute the first time)"; \
+	 $$pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt && \
+	 $$pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+up: install ## run the whole pipeline; Ctrl-C stops it
+	@exec $(PY) -m logging_service.cli up
+
+check: install ## lint, types, imports, dead code: under a minute
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+	.venv/bin/deptry .
+	.venv/bin/vulture
+	$(PY) -m pip check 2>/dev/null || $(PYTHON) -m pip --python $(PY) check
+	$(PY) tests/check_tree.py
+
+test: check ## every check, then every test against real servers
+	$(PY) -m pytest -q
+
+bench: install ## the published figures: a table, then one line of JSON
+	@$(PY) bench/run.py
+
+lock: install ## write both requirements files anew from pyproject.toml
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --all-extras pyproject.toml -o requirements.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate pyproject.toml -o logging_service/requirements.txt
+
+clean-data: ## ask, stop what runs, remove DATA_DIR
+	@$(PY) -m logging_service.cli clean-data
+
+.PHONY: help install up check test bench lock clean-data
