@@ -1,0 +1,77 @@
+"""What can go wrong, by who can mend it: the sender, the operator, or time."""
+
+
+class LoggingServiceError(Exception):
+    """The logging service could not do what was asked."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__)
+
+
+class FieldRejected(LoggingServiceError):
+    """A field holds what it may not hold; `loc` names it."""
+
+    def __init__(self, loc: str, message: str) -> None:
+        super().__init__(f"{loc}: {message}")
+        self.loc = loc
+        self.message = message
+
+
+class EventRejected(FieldRejected):
+    """The event can never be stored; do not send it again."""
+
+
+class QueryRejected(FieldRejected):
+    """The question cannot be answered as it was asked."""
+
+
+class BodyRejected(LoggingServiceError):
+    """The body cannot be read as a whole; nothing in it was taken."""
+
+
+class BodyTooLarge(BodyRejected):
+    """The body is larger than the service takes; send smaller batches."""
+
+
+class BodyNotSupported(BodyRejected):
+    """The body comes in a form that the service does not read."""
+
+
+class BackendUnavailable(LoggingServiceError):
+    """The queue or store did not answer; send it again later."""
+
+
+class SchemaMismatch(LoggingServiceError):
+    """The database's schema does not fit this release."""
+
+
+class SettingsError(LoggingServiceError):
+    """A setting cannot be used."""
+
+
+class SchemaTooNew(SchemaMismatch):
+    """The database's schema is newer than this release knows; run the release that made it."""
+
+
+class Unauthenticated(LoggingServiceError):
+    """A key is needed, as `X-API-Key: …` or `Authorization: Bearer …`."""
+
+
+class Forbidden(LoggingServiceError):
+    """The key is good, but it may not do this."""
+
+
+class HeaderTooLarge(LoggingServiceError):
+    """The request's header is larger than 16 KiB."""
+
+
+class TooSlow(LoggingServiceError):
+    """The request took too long to arrive."""
+
+
+class RateLimited(LoggingServiceError):
+    """The key's limit is used up; `headers` say when it is not."""
+
+    def __init__(self, message: str, headers: dict[str, str]) -> None:
+        super().__init__(message)
+        self.headers = headers

@@ -1,0 +1,159 @@
+"""Every metric of the services, in one place, with what a rise of it means."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+# A series more for each of ours, which no query here asks for.
+disable_created_metrics()
+
+# A service shows what it counts itself: another's zeros would be series of their own.
+COMMON = CollectorRegistry()
+PRODUCER = CollectorRegistry()
+CONSUMER = CollectorRegistry()
+_BY_SERVICE = {"producer": PRODUCER, "consumer": CONSUMER}
+ProcessCollector(registry=COMMON)
+PlatformCollector(registry=COMMON)
+
+# More requests of one endpoint and status: more traffic, or more of that trouble.
+API_REQUESTS = Counter(
+    "api_requests_total",
+    "Requests answered.",
+    ["service", "endpoint", "method", "status_code"],
+    registry=COMMON,
+)
+# A slower answer: a slow queue for the producer, a slow database for the query service.
+REQUEST_DURATION = Histogram(
+    "request_duration_seconds",
+    "Seconds from a request's first byte to its answer's last.",
+    ["service", "endpoint"],
+    registry=COMMON,
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+# More events taken in, by type; the types past the bound are counted as `other`.
+LOG_EVENTS = Counter(
+    "log_events_total", "Events that the producer acknowledged.", ["event_type"], registry=PRODUCER
+)
+# Events come in faster than the consumers store them.
+QUEUE_SIZE = Gauge("queue_size", "Events that wait in the queue.", registry=PRODUCER)
+# The pipeline's output; compare its rate with that of `log_events_total`.
+EVENTS_STORED = Counter("events_stored_total", "Events written to the database.", registry=CONSUMER)
+# Senders repeat themselves, or deliveries came twice: harmless.
+EVENTS_DUPLICATE = Counter(
+    "events_duplicate_total", "Events that were stored before.", registry=CONSUMER
+)
+# Events that can never be stored; somebody has to look at them.
+EVENTS_DEAD_LETTERED = Counter(
+    "events_dead_lettered_total", "Events put aside with a reason.", registry=CONSUMER
+)
+# Events that waited longer than REDIS_QUEUE_TTL: the consumers were away for too long.
+EVENTS_EXPIRED = Counter(
+    "events_expired_total", "Events that waited too long in the queue.", registry=CONSUMER
+)
+# The database has become slower, or batches larger.
+CONSUMER_BATCH = Histogram(
+    "consumer_batch_seconds",
+    "Seconds that storing one delivery took.",
+    registry=CONSUMER,
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
+
+class BatchHistogram(Collector):
+    """A histogram that takes many values at once, for what is counted per event."""
+
+    def __init__(self, name: str, documentation: str, buckets: Sequence[float]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = tuple(buckets)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+        CONSUMER.register(self)
+
+    def observe_many(self, values: Iterable[float]) -> None:
+        """Count each of `values` in the first bucket whose bound it does not exceed."""
+        bounds, counts = self._bounds, self._counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            self._sum += value
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yield the metric as it stands, as the registry asks for it."""
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._documentation, buckets, self._sum)
+
+
+# The time until an event can be queried grows: the queue is behind.
+EVENT_DELAY = BatchHistogram(
+    "event_delay_seconds",
+    "Seconds from an event's receipt to its being stored.",
+    (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
+)
+
+MAX_EVENT_TYPES = 100
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+
+
+def declare_endpoints(service: str, endpoints: Iterable[tuple[str, str]]) -> None:
+    """Start the `status_code="500"` series of each (method, endpoint) at 0, so `rate` sees it."""
+    for method, endpoint in endpoints:
+        API_REQUESTS.labels(service, endpoint, method, "500")
+
+
+@lru_cache(maxsize=1024)
+def _request_observer(
+    service: str, endpoint: str, method: str, status: int
+) -> Callable[[float], None]:
+    known = method if method in _METHODS else "other"
+    count = API_REQUESTS.labels(service, endpoint, known, str(status)).inc
+    observe = REQUEST_DURATION.labels(service, endpoint).observe
+
+    def observe_one(seconds: float) -> None:
+        count()
+        observe(seconds)
+
+    return observe_one
+
+
+def observe_request(service: str, endpoint: str, method: str, status: int, seconds: float) -> None:
+    """Count one answered request; `endpoint` is the route's template or `other`."""
+    _request_observer(service, endpoint, method, status)(seconds)
+
+
+_event_types: dict[str, Callable[[float], None]] = {}
+
+
+def count_events(event_types: Iterable[tuple[str, int]]) -> None:
+    """Count acknowledged events by type; past a hundred types the rest is `other`."""
+    for event_type, number in event_types:
+        count = _event_types.get(event_type)
+        if count is None:
+            label = event_type if len(_event_types) < MAX_EVENT_TYPES else "other"
+            count = LOG_EVENTS.labels(label).inc
+            if label != "other":
+                _event_types[event_type] = count
+        count(number)
+
+
+def exposition(service: str) -> tuple[bytes, str]:
+    """Return a service's metrics in Prometheus's text format, and its content type."""
+    own = _BY_SERVICE.get(service)
+    text = generate_latest(COMMON) + (generate_latest(own) if own else b"")
+    return text, CONTENT_TYPE_LATEST

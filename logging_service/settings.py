@@ -1,0 +1,249 @@
+"""Every setting, read once from the environment and `.env`; nothing else reads either."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import quote, urlsplit
+
+from dotenv import dotenv_values
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from logging_service.errors import SettingsError
+
+_CODE = Path(__file__).resolve().parent
+
+
+def project_root() -> Path:
+    """Return the folder that holds `env.template`, in an installed package the current folder."""
+    checkout = _CODE.parent
+    return checkout if (checkout / "env.template").is_file() else Path.cwd()
+
+
+_RATE = re.compile(r"([1-9][0-9]{0,8})/(second|minute|hour|day)")
+_PERIOD_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
+class Rate(tuple[int, int]):
+    """A number of requests and the seconds in which they may be made."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `1000/minute`; raises ValueError for anything else."""
+        match = _RATE.fullmatch(text.strip().lower())
+        if match is None:
+            raise ValueError("a number, a slash and second, minute, hour or day: 1000/minute")
+        return cls((int(match[1]), _PERIOD_SECONDS[match[2]]))
+
+
+def _check_rate(text: object) -> object:
+    Rate.parse(str(text))
+    return text
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+RateText = Annotated[str, BeforeValidator(_check_rate)]
+ApiKey = Annotated[SecretStr, Field(min_length=8, max_length=200)]
+
+
+class Settings(BaseSettings):
+    """The settings of every process; names are the environment's, in lower case."""
+
+    model_config = SettingsConfigDict(
+        env_file=project_root() / ".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+    )
+
+    api_key: ApiKey | None = Field(default=None, description="a key with the scopes write and read")
+    admin_api_key: ApiKey | None = Field(default=None, description="a key with every scope")
+
+    use_redis_queue: bool = Field(
+        default=True, description="the queue is Redis; the local queue is not part of this release"
+    )
+    redis_url: str | None = Field(
+        default=None, description="redis:// or rediss://; wins over REDIS_*"
+    )
+    redis_host: str = Field(default="localhost", description="where Redis listens")
+    redis_port: Port = Field(default=6379, description="the port of Redis")
+    redis_db: int = Field(default=0, ge=0, le=65535, description="the number of the Redis database")
+    redis_password: SecretStr | None = Field(default=None, description="the password of Redis")
+    redis_queue_name: str = Field(
+        default="log_queue",
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^{}\s]+$",
+        description="list's key",
+    )
+    redis_queue_ttl: int = Field(
+        default=604_800,
+        ge=60,
+        le=31_536_000,
+        description="seconds that an event may wait in the queue",
+    )
+    redis_timeout_ms: int = Field(
+        default=2_000, ge=10, le=60_000, description="milliseconds that Redis may take to answer"
+    )
+
+    database_url: str | None = Field(
+        default=None, description="postgresql://; wins over DATABASE_*"
+    )
+    database_host: str = Field(default="localhost", description="where PostgreSQL listens")
+    database_port: Port = Field(default=5432, description="the port of PostgreSQL")
+    database_name: str = Field(default="code_reviewer_logs", min_length=1, max_length=63)
+    database_user: str = Field(default="logging_service_user", min_length=1, max_length=63)
+    database_password: SecretStr | None = Field(
+        default=None, description="the password of PostgreSQL"
+    )
+
+    producer_host: str = Field(
+        default="127.0.0.1", description="the address that the producer binds"
+    )
+    producer_port: Port = Field(default=8001, description="the port of the producer")
+    query_service_host: str = Field(default="127.0.0.1", description="the query service's address")
+    query_service_port: Port = Field(default=8002, description="the port of the query service")
+    gateway_host: str = Field(default="127.0.0.1", description="the address of the API gateway")
+    gateway_port: Port = Field(default=8000, description="the port of the API gateway")
+    query_require_api_key: bool = Field(
+        default=False, description="true: reading needs a key, also over loopback"
+    )
+    enable_metrics: bool = Field(default=True, description="false closes /metrics, never /health")
+    metrics_host: str = Field(
+        default="127.0.0.1", description="the address of the consumer's own port"
+    )
+    metrics_port: Port = Field(default=9091, description="the consumer's /metrics and /health")
+
+    rate_limit: RateText = Field(
+        default="1000/minute", description="requests per API key and endpoint"
+    )
+    log_ttl_days: int = Field(
+        default=7, ge=0, le=36_500, description="days that events are kept; 0 keeps them"
+    )
+    data_dir: Path = Field(
+        default=Path("data"), description="what the bundled servers and `up` keep"
+    )
+
+    consumer_batch_size: int = Field(
+        default=10_000,
+        ge=1,
+        le=50_000,
+        description="events that one transaction stores at the most",
+    )
+    shutdown_grace_seconds: float = Field(
+        default=8.0, ge=0.5, le=300, description="seconds that a process may take to stop"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info")
+
+    rate_limits: dict[str, RateText] = Field(
+        default_factory=dict, exclude=True, description="RATE_LIMIT_<ENDPOINT>, by endpoint"
+    )
+
+    @field_validator("use_redis_queue")
+    @classmethod
+    def _redis_only(cls, wanted: bool) -> bool:  # noqa: FBT001 - pydantic calls it
+        if not wanted:
+            raise ValueError("this release has no local queue yet, only true")
+        return wanted
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, url: str | None) -> str | None:
+        return _with_scheme(url, "redis", "rediss")
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_scheme(cls, url: str | None) -> str | None:
+        return _with_scheme(url, "postgresql", "postgres")
+
+    @property
+    def data_path(self) -> Path:
+        """`DATA_DIR`, absolute; a relative one is below the project's root."""
+        return (project_root() / self.data_dir.expanduser()).resolve()
+
+    @property
+    def queue_url(self) -> str:
+        """Where Redis is, as one URL."""
+        if self.redis_url:
+            return self.redis_url
+        secret = self.redis_password.get_secret_value() if self.redis_password else ""
+        login = f":{quote(secret, safe='')}@" if secret else ""
+        return f"redis://{login}{_bracketed(self.redis_host)}:{self.redis_port}/{self.redis_db}"
+
+    @property
+    def store_url(self) -> str:
+        """Where PostgreSQL is, as one URL."""
+        if self.database_url:
+            return self.database_url
+        secret = self.database_password.get_secret_value() if self.database_password else ""
+        if not secret and "database_host" not in self.model_fields_set:
+            secret = (self.kept_secret("pgpass") or "").rpartition(":")[2]
+        login = quote(self.database_user, safe="") + (
+            f":{quote(secret, safe='')}" if secret else ""
+        )
+        place = f"{_bracketed(self.database_host)}:{self.database_port}"
+        return f"postgresql://{login}@{place}/{quote(self.database_name, safe='')}"
+
+    def kept_secret(self, name: str) -> str | None:
+        """Return a secret that `up` generated into `DATA_DIR`, or None."""
+        try:
+            return (self.data_path / name).read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
+    def rate_for(self, endpoint: str) -> Rate:
+        """Return the rate of a path such as `/analytics/llm`."""
+        name = re.sub(r"[^A-Z0-9]+", "_", endpoint.upper().strip("/"))
+        return Rate.parse(self.rate_limits.get(name, self.rate_limit))
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _with_scheme(url: str | None, *schemes: str) -> str | None:
+    if url is None or (urlsplit(url).scheme in schemes and urlsplit(url).hostname):
+        return url
+    raise ValueError("allowed is " + " or ".join(f"{scheme}://host…" for scheme in schemes))
+
+
+def _environment() -> dict[str, str]:
+    kept = dotenv_values(project_root() / ".env", encoding="utf-8")
+    merged = {**kept, **os.environ}
+    return {name.upper(): value for name, value in merged.items() if value}
+
+
+def load_settings() -> Settings:
+    """Read the environment and `.env`; the environment wins, an empty value counts as absent.
+
+    Raises SettingsError, one line that names the variable, its value and what is allowed.
+    """
+    prefix = "RATE_LIMIT_"
+    rates = {
+        name.removeprefix(prefix): value
+        for name, value in _environment().items()
+        if name.startswith(prefix)
+    }
+    try:
+        return Settings(rate_limits=rates)
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+
+
+_SECRET = re.compile(r"(API_KEY|PASSWORD|URL)$")
+
+
+def _one_line(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    name = "_".join(str(part) for part in fault["loc"]).upper()
+    name = name.replace("RATE_LIMITS_", "RATE_LIMIT_")
+    hidden = _SECRET.search(name) and not name.startswith("QUERY_REQUIRE")
+    value = "(not shown)" if hidden else repr(fault["input"])
+    allowed = fault["msg"].removeprefix("Value error, ").replace("Input should be", "has to be")
+    field = Settings.model_fields.get(name.lower())
+    meaning = f" ({field.description})" if field and field.description else ""
+    return f"{name}={value} cannot be used: {allowed}{meaning}"
