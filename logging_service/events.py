@@ -1,0 +1,277 @@
+"""What an event is: its fields, their rules, and the way into the bytes of `wire`."""
+
+import json
+import random
+import re
+from datetime import datetime
+from functools import lru_cache
+from typing import NamedTuple
+from uuid import UUID
+
+import msgspec
+import re2
+
+from logging_service.errors import EventRejected
+from logging_service.wire import EPOCH_UNIX_MICROS, NULL, column, encode, to_micros
+
+MAX_PAYLOAD_BYTES = 256 * 1024
+MAX_PAYLOAD_DEPTH = 32
+MAX_EVENT_TYPE = 100
+MAX_SESSION_ID = 200
+MAX_TRACE_ID = 64
+# Beyond this a double, and with it most JSON readers, cannot tell neighbouring integers apart.
+MAX_INTEGER = 2**53 - 1
+
+
+class SentEvent(msgspec.Struct, forbid_unknown_fields=True):
+    """An event as an application sends it."""
+
+    event_type: str
+    session_id: int | str | None = None
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    event_id: UUID | None = None
+    timestamp: datetime | None = None
+    trace_id: str | None = None
+    request_id: str | None = None
+
+
+class Origin:
+    """What the events of one request have from it, and not from their sender's text."""
+
+    __slots__ = ("columns", "received_at", "request_id", "source", "trace_id")
+
+    def __init__(
+        self, source: str, trace_id: str | None, request_id: str | None, received_at: int
+    ) -> None:
+        self.source = _text_column(source)
+        self.trace_id = _text_column(trace_id)
+        self.request_id = _text_column(request_id)
+        self.received_at = received_at
+        self.columns = self.with_ids(None, None)
+
+    def with_ids(self, trace_id: str | None, request_id: str | None) -> bytes:
+        """Return the columns from source to redactions; an event's own ids win."""
+        trace = self.trace_id if trace_id is None else _text_column(trace_id)
+        request = self.request_id if request_id is None else _text_column(request_id)
+        return b"".join((self.source, trace, request, NULL))
+
+
+def _text_column(text: str | None) -> bytes:
+    return NULL if text is None else column(text.encode())
+
+
+class Encoded(NamedTuple):
+    """An event ready for the queue."""
+
+    event_id: int
+    timestamp: int
+    event_type: str
+    element: bytes
+
+
+class Uuid7Clock:
+    """Mints UUIDv7 (RFC 9562, 5.7) that ascend within a millisecond, so a batch keeps its order."""
+
+    def __init__(self) -> None:
+        self._millis = 0
+        self._tail = 0
+
+    def next(self, micros: int) -> tuple[int, int]:
+        """Return the id for a time in microseconds since 2000, as integer, and its own time."""
+        millis = (micros + EPOCH_UNIX_MICROS) // 1000
+        if millis == self._millis:
+            self._tail += 1
+        else:
+            self._millis = millis
+            self._tail = random.getrandbits(73)
+        tail = self._tail
+        value = millis << 80 | 7 << 76 | (tail >> 62) << 64 | 2 << 62 | tail & 0x3FFFFFFFFFFFFFFF
+        return value, millis * 1000 - EPOCH_UNIX_MICROS
+
+
+def uuid7_micros(event_id: UUID) -> int | None:
+    """Return the time in a UUIDv7, in microseconds since 2000; None for any other UUID."""
+    value = event_id.int
+    if (value >> 76) & 0xF != 7 or (value >> 62) & 0b11 != 0b10:  # noqa: PLR2004 - version, variant
+        return None
+    return (value >> 80) * 1000 - EPOCH_UNIX_MICROS
+
+
+_EVENT_TYPE = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+
+
+@lru_cache(maxsize=4096)
+def check_event_type(event_type: str) -> bytes:
+    """Return the type as a column of the row; raises EventRejected for one that breaks the rule."""
+    if _EVENT_TYPE.fullmatch(event_type) is None:
+        raise EventRejected("event_type", "has to be 1 to 100 characters of A-Z a-z 0-9 _ . : -")
+    return column(event_type.encode())
+
+
+def _session_column(session_id: int | str | None) -> bytes:
+    if isinstance(session_id, int):
+        if not -(2**63) <= session_id < 2**63:
+            raise EventRejected("session_id", "an integer has to fit 64 bits")
+        session_id = str(session_id)
+    return _text_column(check_text("session_id", session_id, MAX_SESSION_ID))
+
+
+def check_text(name: str, text: str | None, most: int) -> str | None:
+    """Return `text`; raises EventRejected when it is too long or holds a NUL character."""
+    if text is not None and len(text) > most:
+        raise EventRejected(name, f"has to be at most {most} characters")
+    if text is not None and "\x00" in text:
+        raise EventRejected(name, "may not hold a NUL character")
+    return text
+
+
+# msgspec checks the syntax of a payload it does not decode; this finds what it lets through and
+# what a reader of the stored text could not represent. Numbers count only where one can begin.
+_SUSPICIOUS = re2.compile(
+    rb"\\u|[\x00-\x20:,\[]-?[0-9][0-9.]{15}|[\x00-\x20:,\[]-?[0-9][0-9.]*[eE]\+?[0-9]{3}"
+)
+_OPENING = re.compile(rb"[{\[]")
+
+
+def is_suspicious(body: bytes) -> bool:
+    """Whether the payloads in `body` have to be walked one by one."""
+    return _SUSPICIOUS.search(body) is not None or not _is_utf8(body)
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        return body.isascii() or bool(body.decode()) or True
+    except UnicodeDecodeError:
+        return False
+
+
+def check_payload(payload: bytes, *, walk: bool) -> None:
+    """Raise EventRejected unless `payload` is a JSON object within the bounds.
+
+    `walk` reads every value, which is needed where `is_suspicious` found something.
+    """
+    if payload[:1] != b"{":
+        raise EventRejected("payload", "has to be a JSON object")
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise EventRejected("payload", f"has to be at most {MAX_PAYLOAD_BYTES} bytes")
+    opened = payload.count(b"{") + payload.count(b"[")
+    if walk or opened > MAX_PAYLOAD_DEPTH:
+        _walk(payload)
+
+
+def _walk(payload: bytes) -> None:
+    try:
+        document = _STRICT.decode(payload.decode())
+        _check_value(document, 1)
+    except UnicodeDecodeError:
+        raise EventRejected("payload", "has to be UTF-8") from None
+    except RecursionError:
+        raise EventRejected("payload", f"may be {MAX_PAYLOAD_DEPTH} levels deep") from None
+    except ValueError as error:
+        raise EventRejected("payload", str(error)) from None
+
+
+def _check_value(value: object, depth: int) -> None:
+    if depth > MAX_PAYLOAD_DEPTH and isinstance(value, dict | list):
+        raise EventRejected("payload", f"may be {MAX_PAYLOAD_DEPTH} levels deep")
+    if isinstance(value, str):
+        _check_characters(value)
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            _check_characters(name)
+            _check_value(member, depth + 1)
+    elif isinstance(value, list):
+        for member in value:
+            _check_value(member, depth + 1)
+
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def _check_characters(text: str) -> None:
+    if _UNSTORABLE.search(text):
+        raise EventRejected("payload", "may not hold a NUL character or half a surrogate pair")
+
+
+def _strict_integer(digits: str) -> int:
+    # The length first: reading a long integer takes quadratic time.
+    if len(digits) > len(f"-{MAX_INTEGER}") or abs(int(digits)) > MAX_INTEGER:
+        raise ValueError("an integer beyond 2^53-1 has to be sent as a string")
+    return int(digits)
+
+
+def _strict_float(digits: str) -> float:
+    number = float(digits)
+    if number in {float("inf"), float("-inf")}:
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return number
+
+
+def _strict_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _strict_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("may not hold the same key twice")
+    return members
+
+
+_STRICT = json.JSONDecoder(
+    parse_int=_strict_integer,
+    parse_float=_strict_float,
+    parse_constant=_strict_constant,
+    object_pairs_hook=_strict_object,
+)
+
+
+class EventEncoder:
+    """Checks sent events and turns them into the queue's bytes."""
+
+    def __init__(self, ttl_days: int) -> None:
+        self._oldest = (ttl_days or 5 * 365 + 1) * 86_400_000_000
+        self._ids = Uuid7Clock()
+
+    def encode(self, sent: SentEvent, origin: Origin, *, walk: bool) -> Encoded:
+        """Return the event's bytes; raises EventRejected naming the first field at fault."""
+        texts = check_event_type(sent.event_type) + _session_column(sent.session_id)
+        if sent.trace_id is None and sent.request_id is None:
+            texts += origin.columns
+        else:
+            texts += origin.with_ids(
+                check_text("trace_id", sent.trace_id, MAX_TRACE_ID),
+                check_text("request_id", sent.request_id, MAX_TRACE_ID),
+            )
+        payload = bytes(sent.payload)
+        check_payload(payload, walk=walk)
+        event_id, timestamp = self._identity(sent, origin.received_at)
+        element = encode(event_id, timestamp, origin.received_at, texts, payload)
+        return Encoded(event_id, timestamp, sent.event_type, element)
+
+    def _identity(self, sent: SentEvent, received_at: int) -> tuple[int, int]:
+        if sent.event_id is None and sent.timestamp is None:
+            return self._ids.next(received_at)
+        timestamp = None
+        if sent.timestamp is not None:
+            if sent.timestamp.tzinfo is None:
+                raise EventRejected("timestamp", "needs an offset from UTC, such as Z or +02:00")
+            timestamp = to_micros(sent.timestamp)
+            self._check_time("timestamp", timestamp, received_at)
+        if sent.event_id is None:
+            # An id of the event's own time is found by one look.
+            moment = timestamp or 0
+            return self._ids.next(moment)[0], moment
+        if timestamp is None:
+            timestamp = uuid7_micros(sent.event_id)
+            if timestamp is None:
+                raise EventRejected("event_id", "without a timestamp it has to be a UUIDv7")
+            self._check_time("event_id", timestamp, received_at)
+        return sent.event_id.int, timestamp
+
+    def _check_time(self, loc: str, timestamp: int, received_at: int) -> None:
+        if timestamp < received_at - self._oldest:
+            days = self._oldest // 86_400_000_000
+            raise EventRejected(loc, f"its time may be at most {days} days ago")
+        if timestamp > received_at + 86_400_000_000:
+            raise EventRejected(loc, "its time may be at most a day ahead")

@@ -1,0 +1,30 @@
+"""Events for tests, as the producer makes them."""
+
+import json
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from logging_service import wire
+from logging_service.events import EventEncoder, Origin, SentEvent
+
+_encoder = EventEncoder(ttl_days=0)
+
+
+def an_event(  # noqa: PLR0913 - each names what a test is about
+    event_type: str = "review_started",
+    session_id: str | int | None = "s1",
+    payload: dict[str, Any] | bytes | None = None,
+    *,
+    event_id: UUID | None = None,
+    timestamp: datetime | None = None,
+    received_at: int | None = None,
+    source: str = "tests",
+) -> bytes:
+    """Return an element of the queue."""
+    text = payload if isinstance(payload, bytes) else json.dumps(payload or {}).encode()
+    sent = SentEvent(event_type, session_id, msgspec.Raw(text), event_id, timestamp)
+    origin = Origin(source, None, None, received_at or wire.now_micros())
+    return _encoder.encode(sent, origin, walk=False).element
