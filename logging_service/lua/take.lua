@@ -1,0 +1,38 @@
+-- Takes a lease: an expired one first, else a new one of the oldest events.
+-- KEYS: list, leases (sorted set: id -> deadline in ms), attempts (hash: id -> redeliveries)
+-- ARGV: the new lease's id, its time in ms, most events, most bytes, prefix of leases' lists
+-- Returns {id, attempts, {event, …}}, or {} when there is nothing to do.
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local deadline = now + ARGV[2]
+
+local expired = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)
+for _, id in ipairs(expired) do
+  local events = redis.call('LRANGE', ARGV[5] .. id, 0, -1)
+  if #events > 0 then
+    redis.call('ZADD', KEYS[2], deadline, id)
+    return {id, 1 + redis.call('HINCRBY', KEYS[3], id, 1), events}
+  end
+  -- A script that died before it moved anything: its lease holds nothing.
+  redis.call('ZREM', KEYS[2], id)
+  redis.call('HDEL', KEYS[3], id)
+end
+
+if redis.call('LLEN', KEYS[1]) == 0 then
+  return {}
+end
+-- The lease is known before the first event moves: a script that fails half-way is not rolled
+-- back, and this way no event is ever in neither place.
+redis.call('ZADD', KEYS[2], deadline, ARGV[1])
+local lease = ARGV[5] .. ARGV[1]
+local events, bytes = {}, 0
+local most_events, most_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+while #events < most_events and bytes < most_bytes do
+  local event = redis.call('LMOVE', KEYS[1], lease, 'LEFT', 'RIGHT')
+  if not event then
+    break
+  end
+  events[#events + 1] = event
+  bytes = bytes + #event
+end
+return {ARGV[1], 1, events}

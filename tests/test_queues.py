@@ -1,0 +1,275 @@
+"""What every EventQueue promises, on every adapter."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+from events_made import an_event
+from redis.asyncio import Redis
+
+from logging_service import wire
+from logging_service.errors import BackendUnavailable
+from logging_service.ports import Delivery, EventQueue
+from logging_service.redis_queue import RedisQueue, open_redis_queue
+
+LEASE_SECONDS = 0.2
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def queue(redis: Redis) -> EventQueue:
+    return RedisQueue(redis, "log_queue", ttl_seconds=60, lease_seconds=LEASE_SECONDS)
+
+
+async def take(queue: EventQueue, limit: int = 100, wait_seconds: float = 0) -> Delivery:
+    delivery = await queue.take(limit, wait_seconds)
+    assert delivery is not None
+    return delivery
+
+
+class TestEveryQueue:
+    async def test_events_come_in_the_order_in_which_they_were_put(self, queue: EventQueue) -> None:
+        events = [an_event(payload={"n": n}) for n in range(5)]
+        assert await queue.put(events[:3]) == "queued"
+        await queue.put(events[3:])
+        assert (await take(queue)).events == events
+
+    async def test_an_empty_queue_gives_nothing(self, queue: EventQueue) -> None:
+        assert await queue.take(10, 0) is None
+
+    async def test_a_delivery_has_at_most_the_events_asked_for(self, queue: EventQueue) -> None:
+        await queue.put([an_event() for _ in range(5)])
+        assert len((await take(queue, limit=2)).events) == 2
+        assert len((await take(queue, limit=9)).events) == 3
+
+    async def test_a_delivery_of_large_events_stays_below_its_bytes(
+        self, queue: EventQueue
+    ) -> None:
+        large = [an_event(payload={"text": "x" * 250_000}) for _ in range(100)]
+        await queue.put(large)
+        taken = 0
+        while delivery := await queue.take(1000, 0):
+            assert sum(map(len, delivery.events)) < 17 * 1024 * 1024
+            taken += len(delivery.events)
+            await queue.done(delivery)
+        assert taken == len(large)
+
+    async def test_taking_waits_for_the_first_event(self, queue: EventQueue) -> None:
+        taking = asyncio.create_task(queue.take(10, 5))
+        await asyncio.sleep(0.05)
+        event = an_event()
+        await queue.put([event])
+        delivery = await taking
+        assert delivery is not None
+        assert delivery.events == [event]
+
+    async def test_what_is_leased_is_nobody_elses(self, queue: EventQueue) -> None:
+        await queue.put([an_event()])
+        await take(queue)
+        assert await queue.take(10, 0) is None
+
+    async def test_an_unfinished_delivery_comes_back(self, queue: EventQueue) -> None:
+        await queue.put([an_event()])
+        first = await take(queue, limit=1)
+        again = await take(queue, limit=1, wait_seconds=2)
+        assert (again.events, again.attempts) == (first.events, 2)
+        assert again.lease_id == first.lease_id
+
+    async def test_each_redelivery_counts_one_attempt_more(self, queue: EventQueue) -> None:
+        await queue.put([an_event()])
+        attempts = [(await take(queue, wait_seconds=2)).attempts for _ in range(3)]
+        assert attempts == [1, 2, 3]
+
+    async def test_what_came_back_is_taken_before_what_waits(self, queue: EventQueue) -> None:
+        old, new = an_event(), an_event()
+        await queue.put([old])
+        await take(queue)
+        await queue.put([new])
+        await asyncio.sleep(LEASE_SECONDS * 1.5)
+        assert (await take(queue)).events == [old]
+
+    async def test_a_finished_delivery_never_comes_back(self, queue: EventQueue) -> None:
+        await queue.put([an_event()])
+        await queue.done(await take(queue))
+        await asyncio.sleep(LEASE_SECONDS * 1.5)
+        assert await queue.take(10, 0) is None
+
+    async def test_finishing_twice_is_harmless(self, queue: EventQueue) -> None:
+        await queue.put([an_event()])
+        delivery = await take(queue)
+        await queue.done(delivery)
+        await queue.done(delivery)
+        assert (await queue.status()).in_flight == 0
+
+    async def test_an_extended_lease_outlives_its_first_deadline(self, queue: EventQueue) -> None:
+        await queue.put([an_event()])
+        delivery = await take(queue)
+        for _ in range(4):
+            await asyncio.sleep(LEASE_SECONDS / 2)
+            await queue.extend(delivery)
+            assert await queue.take(10, 0) is None
+
+    async def test_extending_a_finished_lease_does_not_bring_it_back(
+        self, queue: EventQueue
+    ) -> None:
+        await queue.put([an_event()])
+        delivery = await take(queue)
+        await queue.done(delivery)
+        await queue.extend(delivery)
+        await asyncio.sleep(LEASE_SECONDS * 1.5)
+        assert await queue.take(10, 0) is None
+
+    async def test_what_is_given_back_comes_at_once_or_after_the_delay(
+        self, queue: EventQueue
+    ) -> None:
+        await queue.put([an_event()])
+        delivery = await take(queue)
+        await queue.give_back(delivery, 0)
+        again = await take(queue)
+        assert (again.events, again.attempts) == (delivery.events, 2)
+        await queue.give_back(again, 30)
+        await asyncio.sleep(LEASE_SECONDS * 1.5)
+        assert await queue.take(10, 0) is None
+
+    async def test_a_large_put_is_whole_and_in_order(self, queue: EventQueue) -> None:
+        events = [an_event(payload={"n": n}) for n in range(2500)]
+        await queue.put(events)
+        taken = []
+        while delivery := await queue.take(1000, 0):
+            taken += delivery.events
+            await queue.done(delivery)
+        assert taken == events
+
+    async def test_concurrent_takers_share_the_events_without_overlap(
+        self, queue: EventQueue
+    ) -> None:
+        events = [an_event(payload={"n": n}) for n in range(300)]
+        await queue.put(events)
+
+        async def take_all() -> list[bytes]:
+            mine: list[bytes] = []
+            while delivery := await queue.take(7, 0):
+                mine += delivery.events
+                await queue.done(delivery)
+            return mine
+
+        shares = await asyncio.gather(*(take_all() for _ in range(4)))
+        assert sorted(event for share in shares for event in share) == sorted(events)
+
+    async def test_status_counts_what_waits_and_what_is_leased(self, queue: EventQueue) -> None:
+        empty = await queue.status()
+        assert (empty.size, empty.in_flight, empty.oldest_age_seconds) == (0, 0, None)
+        await queue.put([an_event() for _ in range(5)])
+        await take(queue, limit=2)
+        status = await queue.status()
+        assert (status.size, status.in_flight) == (3, 2)
+
+    async def test_status_knows_the_age_of_the_oldest_event_also_while_it_is_leased(
+        self, queue: EventQueue
+    ) -> None:
+        an_hour_ago = wire.now_micros() - 3_600_000_000
+        await queue.put([an_event(received_at=an_hour_ago), an_event()])
+        while_waiting = (await queue.status()).oldest_age_seconds
+        await take(queue, limit=1)
+        while_leased = (await queue.status()).oldest_age_seconds
+        for age in (while_waiting, while_leased):
+            assert age is not None
+            assert 3598 < age < 3660
+
+
+class TestRedisQueue:
+    async def test_each_event_is_one_element_of_the_list(
+        self, queue: EventQueue, redis: Redis
+    ) -> None:
+        await queue.put([an_event() for _ in range(3)])
+        assert await redis.llen("log_queue") == 3
+
+    async def test_the_list_lives_twice_as_long_as_an_event_may_wait(
+        self, queue: EventQueue, redis: Redis
+    ) -> None:
+        await queue.put([an_event()])
+        assert 100 < await redis.ttl("log_queue") <= 120
+
+    async def test_a_lease_does_not_expire_with_the_list(
+        self, queue: EventQueue, redis: Redis
+    ) -> None:
+        await queue.put([an_event()])
+        delivery = await take(queue)
+        assert await redis.ttl(f"{{log_queue}}:lease:{delivery.lease_id}") == -1
+
+    async def test_accepted_events_are_counted_with_the_events(
+        self, queue: EventQueue, redis: Redis
+    ) -> None:
+        await queue.put([an_event() for _ in range(3)])
+        await queue.put([an_event()])
+        assert await redis.get("{log_queue}:accepted") == b"4"
+
+    async def test_a_lease_that_holds_nothing_is_passed_over(
+        self, queue: EventQueue, redis: Redis
+    ) -> None:
+        await redis.zadd("{log_queue}:leases", {str(uuid.uuid4()): 1})
+        event = an_event()
+        await queue.put([event])
+        assert (await take(queue)).events == [event]
+        assert await redis.zcard("{log_queue}:leases") == 1
+
+    async def test_a_flushed_queue_works_on(self, queue: EventQueue, redis: Redis) -> None:
+        await queue.put([an_event()])
+        lost = await take(queue)
+        await redis.flushdb()
+        await queue.extend(lost)
+        await queue.done(lost)
+        await redis.script_flush()
+        event = an_event()
+        await queue.put([event])
+        assert (await take(queue)).events == [event]
+
+    async def test_finished_events_make_the_rate(self, queue: EventQueue, redis: Redis) -> None:
+        await queue.put([an_event() for _ in range(60)])
+        await queue.done(await take(queue))
+        slot, events = next(iter((await redis.hgetall("{log_queue}:done")).items()))
+        assert events == b"60"
+        await redis.hset("{log_queue}:done", str(int(slot) - 1), "30")
+        assert (await queue.status()).stored_per_second >= 1.0
+
+    async def test_old_counts_of_finished_events_are_forgotten(
+        self, queue: EventQueue, redis: Redis
+    ) -> None:
+        await redis.hset("{log_queue}:done", mapping={str(n): "1" for n in range(50)})
+        await queue.put([an_event()])
+        await queue.done(await take(queue))
+        assert await redis.hlen("{log_queue}:done") == 1
+
+    async def test_an_eviction_policy_is_warned_of(self, queue: EventQueue, redis: Redis) -> None:
+        before = (await redis.config_get("maxmemory-policy"))["maxmemory-policy"]
+        try:
+            await redis.config_set("maxmemory-policy", "allkeys-lru")
+            assert "allkeys-lru" in " ".join(await queue.warnings())
+            await redis.config_set("maxmemory-policy", "noeviction")
+            assert "evict" not in " ".join(await queue.warnings())
+        finally:
+            await redis.config_set("maxmemory-policy", before)
+
+    async def test_a_server_that_is_away_is_said_in_time(self, free_port: int) -> None:
+        url = f"redis://127.0.0.1:{free_port}/0"
+        began = time.monotonic()
+        async with open_redis_queue(url, name="q", ttl_seconds=60, timeout_ms=200) as queue:
+            with pytest.raises(BackendUnavailable, match="redis"):
+                await queue.put([an_event()])
+            with pytest.raises(BackendUnavailable):
+                await queue.status()
+        assert time.monotonic() - began < 30
+
+    async def test_an_error_on_a_live_connection_is_unavailability(
+        self, queue: EventQueue, redis: Redis
+    ) -> None:
+        await redis.set("log_queue", "not a list")
+        with pytest.raises(BackendUnavailable, match="WRONGTYPE"):
+            await queue.put([an_event()])
