@@ -1,0 +1,88 @@
+"""Connections to PostgreSQL, and what its errors mean for the one who waits."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import asyncpg
+
+from logging_service.errors import BackendUnavailable, SchemaMismatch
+
+SQL_STATE_SCHEMA = "42"
+SCHEMA_REVISION = "0001"
+
+
+@contextmanager
+def weather(what: str) -> Iterator[None]:
+    """Turn every error of PostgreSQL into BackendUnavailable, class 42 into SchemaMismatch.
+
+    Errors that are the event's own (classes 22, 23 and 54) pass as they are.
+    """
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        state = error.sqlstate or ""
+        if state[:2] in {"22", "23", "54"}:
+            raise
+        if state[:2] == SQL_STATE_SCHEMA:
+            raise SchemaMismatch(f"{what}: {error} (SQLSTATE {state})") from error
+        raise BackendUnavailable(f"{what}: {error} (SQLSTATE {state})") from error
+    except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+        reason = str(error) or type(error).__name__
+        raise BackendUnavailable(f"{what}: {reason}") from error
+
+
+@asynccontextmanager
+async def open_pool(
+    url: str, *, connections: int, name: str, statement_timeout_ms: int = 0
+) -> AsyncIterator[asyncpg.Pool]:
+    """Yield a pool that connects when it is first used; `name` shows in `pg_stat_activity`."""
+    pool = asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=connections,
+        timeout=5,
+        command_timeout=60,
+        init=_json_as_bytes,
+        server_settings={
+            "application_name": name,
+            "timezone": "UTC",
+            "statement_timeout": str(statement_timeout_ms),
+        },
+    )
+    await pool
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+async def _json_as_bytes(connection: asyncpg.Connection) -> None:
+    # `json` in its binary form is its text: what was sent is what is read, to the byte.
+    await connection.set_type_codec(
+        "json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary"
+    )
+
+
+async def schema_revision(connection: asyncpg.Connection) -> str | None:
+    """Return the revision of the schema, None in a database that has none."""
+    if await connection.fetchval("SELECT to_regclass('alembic_version')") is None:
+        return None
+    revision: str | None = await connection.fetchval("SELECT version_num FROM alembic_version")
+    return revision
+
+
+async def check_schema(pool: asyncpg.Pool) -> None:
+    """Raise SchemaMismatch unless the schema is the one that this release knows."""
+    with weather("schema"):
+        async with pool.acquire() as connection:
+            found = await schema_revision(connection)
+    if found is None or found < SCHEMA_REVISION:
+        raise SchemaMismatch(
+            f"the database's schema is {found or 'empty'}, this release needs {SCHEMA_REVISION}: "
+            "run `logging-service migrate`"
+        )
+    if found > SCHEMA_REVISION:
+        raise SchemaMismatch(
+            f"the database's schema {found} is newer than this release, which knows "
+            f"{SCHEMA_REVISION}: run the release that made it"
+        )
