@@ -1,0 +1,284 @@
+"""uvicorn's HTTP protocol with the limits it lacks, and the write routes answered inside it.
+
+An ASGI cycle (scope, task, receive, two sends, a future to wake) costs more than all of the work
+on an event, so a plain write request never becomes one. Any other request goes uvicorn's way, and
+so do the few writes that are out of the ordinary (`Expect`, HTTP/1.0, pipelined).
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from enum import Enum
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from logging_service import metrics
+from logging_service.errors import BodyTooLarge, HeaderTooLarge, LoggingServiceError, TooSlow
+from logging_service.web import request_id_from
+from logging_service.write_path import (
+    BODY_LIMITS,
+    SERVICE,
+    Answer,
+    WritePath,
+    WriteRequest,
+    refusal,
+)
+
+MAX_HEADER_BYTES = 16 * 1024
+HEADER_SECONDS = 10.0
+BODY_SECONDS = 30.0
+_LINGER_SECONDS = 1.0
+_SWEEP_SECONDS = 1.0
+_ENDPOINTS = {path.encode(): path for path in BODY_LIMITS}
+
+
+# An id for those who sent none: which process answered, and its how-manieth request that was.
+_process = uuid4().hex[:16].encode()
+_answers = count(1)
+
+
+class _Phase(Enum):
+    HEADER = HEADER_SECONDS
+    BODY = BODY_SECONDS
+    ANSWER = float("inf")
+    # The keep-alive time of the server's configuration holds instead.
+    IDLE = -1.0
+    # What still comes is thrown away, so that the refusal is not lost in a reset.
+    LINGER = _LINGER_SECONDS
+
+
+class _Nothing:
+    def set(self) -> None:
+        """Take the place of the event that an ASGI cycle waits on."""
+
+
+class _Write:
+    """A write request under way; it has what uvicorn asks of the cycle of a connection."""
+
+    message_event = _Nothing()
+
+    def __init__(self, endpoint: str, query: bytes, *, keep_alive: bool) -> None:
+        self.endpoint = endpoint
+        self.query = query
+        self.keep_alive = keep_alive
+        self.limit = BODY_LIMITS[endpoint]
+        self.began = time.monotonic()
+        self.body: list[bytes] = []
+        self.size = 0
+        self.disconnected = False
+        self.response_complete = False
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """Refuses headers over 16 KiB, and senders who need over 10 s for a header, 30 s for a body."""
+
+    cycle: Any
+    phase = _Phase.HEADER
+    since = 0.0
+    _header_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the time in which the first header has to come."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._enter(_Phase.HEADER)
+        if "sweeper" not in self.app_state:
+            self.app_state["sweeper"] = self.loop.call_later(_SWEEP_SECONDS, self._sweep_all)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, as long as the sender is within the limits."""
+        if self.phase is _Phase.LINGER:
+            return
+        if self.phase is _Phase.IDLE:
+            self._enter(_Phase.HEADER)
+        super().data_received(data)
+        if self.phase is _Phase.HEADER:
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES:
+                self.refuse(HeaderTooLarge())
+
+    def on_message_begin(self) -> None:
+        """Collect the header; uvicorn's own beginning waits until it is known to be needed."""
+        self._enter(_Phase.HEADER)
+        self._header_bytes = 0
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        """Collect the target, counted as part of the header."""
+        self._header_bytes += len(url)
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect one header line."""
+        self._header_bytes += len(name) + len(value) + 4
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Hand the request to uvicorn."""
+        if self.phase is _Phase.LINGER:
+            return
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self.refuse(HeaderTooLarge())
+            return
+        self._enter(_Phase.BODY)
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Collect a part of the body."""
+        if self.phase is not _Phase.LINGER:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Leave the sender's time: from here on it is ours."""
+        if self.phase is not _Phase.LINGER:
+            self._enter(_Phase.ANSWER)
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Begin what is pipelined, else the time in which the connection may be idle."""
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.phase is _Phase.ANSWER:
+                self._enter(_Phase.IDLE)
+
+    def refuse(self, error: LoggingServiceError, endpoint: str = "other") -> None:
+        """Answer with a problem document, read no further and close soon."""
+        self.send_answer(refusal(error), endpoint, time.monotonic(), keep_alive=False)
+        if not self.transport.is_closing():
+            self._enter(_Phase.LINGER)
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+
+    def send_answer(self, answer: Answer, endpoint: str, began: float, *, keep_alive: bool) -> None:
+        """Write a whole answer and count it; `began` is by the monotonic clock."""
+        request_id = request_id_from(self.headers) or b"%b-%x" % (_process, next(_answers))
+        parts = [STATUS_LINE[answer.status]]
+        for name, value in (*self.server_state.default_headers, *answer.headers):
+            parts += (name, b": ", value, b"\r\n")
+        if not keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts += (
+            b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (request_id, len(answer.body)),
+            answer.body,
+        )
+        self.transport.write(b"".join(parts))
+        seconds = time.monotonic() - began
+        metrics.observe_request(SERVICE, endpoint, "POST", answer.status, seconds)
+
+    def sweep(self, now: float) -> None:
+        """Close the connection when its time is over."""
+        most = self.phase.value if self.phase is not _Phase.IDLE else self.timeout_keep_alive
+        if now - self.since < most or self.transport.is_closing():
+            return
+        if self.phase is _Phase.BODY or (self.phase is _Phase.HEADER and self._header_bytes):
+            self.refuse(TooSlow())
+        else:
+            self.transport.close()
+
+    def _sweep_all(self) -> None:
+        # One timer for all connections: a timer each costs more than the request's key look-up.
+        now = self.loop.time()
+        for connection in list(self.connections):
+            if isinstance(connection, LimitedProtocol):
+                connection.sweep(now)
+        if self.connections:
+            self.app_state["sweeper"] = self.loop.call_later(_SWEEP_SECONDS, self._sweep_all)
+        else:
+            del self.app_state["sweeper"]
+
+    def _enter(self, phase: _Phase) -> None:
+        self.phase = phase
+        self.since = self.loop.time()
+
+
+class WriteProtocol(LimitedProtocol):
+    """Answers plain `POST /log` and `POST /logs` itself, with the WritePath of the app's state."""
+
+    def on_headers_complete(self) -> None:
+        """Begin a write request, or hand any other to uvicorn."""
+        path, _, query = self.url.partition(b"?")
+        endpoint = _ENDPOINTS.get(path)
+        if endpoint is None or not self._is_plain() or self._header_bytes > MAX_HEADER_BYTES:
+            super().on_headers_complete()
+            return
+        self.cycle = write = _Write(endpoint, query, keep_alive=self.parser.should_keep_alive())
+        self._enter(_Phase.BODY)
+        if _declared_size(self.headers) > write.limit:
+            self._refuse_body(write)
+
+    def _refuse_body(self, write: _Write) -> None:
+        write.response_complete = True
+        error = BodyTooLarge(f"the body has to be at most {write.limit} bytes")
+        self.refuse(error, write.endpoint)
+
+    def _is_plain(self) -> bool:
+        return (
+            self.phase is not _Phase.LINGER
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+            and not self.parser.should_upgrade()
+            and not self.expect_100_continue
+            and not self.root_path
+            and (self.cycle is None or self.cycle.response_complete)
+        )
+
+    def on_body(self, body: bytes) -> None:
+        """Collect a part of the body; refuse one that is too large without reading on."""
+        write = self.cycle
+        if not isinstance(write, _Write):
+            super().on_body(body)
+            return
+        if write.response_complete:
+            return
+        write.size += len(body)
+        if write.size > write.limit:
+            self._refuse_body(write)
+            return
+        write.body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Answer a write request when the queue holds its events."""
+        write = self.cycle
+        if not isinstance(write, _Write):
+            super().on_message_complete()
+            return
+        if write.response_complete:
+            return
+        self._enter(_Phase.ANSWER)
+        body = write.body[0] if len(write.body) == 1 else b"".join(write.body)
+        write.body = []
+        path: WritePath = self.app_state["write_path"]
+
+        def respond(answer: Answer) -> None:
+            self._finish(write, answer)
+
+        path.begin(WriteRequest(write.endpoint, write.query, dict(self.headers), body), respond)
+
+    def _finish(self, write: _Write, answer: Answer) -> None:
+        write.response_complete = True
+        if write.disconnected or self.transport.is_closing():
+            return
+        self.send_answer(answer, write.endpoint, write.began, keep_alive=write.keep_alive)
+        if not write.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+
+def _declared_size(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    for name, value in headers:
+        if name == b"content-length":
+            # The parser has refused everything but digits.
+            return int(value)
+    return 0

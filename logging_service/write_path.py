@@ -1,0 +1,229 @@
+"""From a write request to its answer: key, rate, decode, validate, encode, put.
+
+Everything up to the queue is one synchronous pass, so that `http_protocol` can answer a request
+without a task, a scope or a framework.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from urllib.parse import parse_qs
+from uuid import UUID
+
+import msgspec
+import structlog
+from starlette.responses import Response
+
+from logging_service import metrics, wire
+from logging_service.auth import Keyring
+from logging_service.errors import BackendUnavailable, LoggingServiceError, QueryRejected
+from logging_service.events import Encoded, EventEncoder, Origin
+from logging_service.group_commit import GroupCommit
+from logging_service.intake import (
+    MAX_BODY_BYTES,
+    MAX_SINGLE_BYTES,
+    Batch,
+    FieldError,
+    Rejection,
+    check_json,
+    decompress,
+    read_many,
+    read_one,
+)
+from logging_service.ports import Ack, EventKey
+from logging_service.rate_limit import RateLimiter
+from logging_service.stored_watch import StoredWatch
+from logging_service.web import problem, problem_for, request_id_from
+
+_log = structlog.get_logger()
+
+SERVICE = "producer"
+BODY_LIMITS = {"/log": MAX_SINGLE_BYTES, "/logs": MAX_BODY_BYTES}
+# As many faults as a problem document lists; the rest are alike.
+_MOST_ERRORS = 100
+_PARTLY_TAKEN = 207
+_TAKEN = 202
+
+
+class WriteRequest(NamedTuple):
+    """A whole request to one of the write routes; header names are lower-case."""
+
+    endpoint: str
+    query: bytes
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+class Answer(NamedTuple):
+    """What goes back: status, headers without Content-Length, body."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+
+
+Respond = Callable[[Answer], None]
+
+
+class EventTaken(msgspec.Struct):
+    """What became of an event: `queued`, `spooled`, `in_memory` or `stored`."""
+
+    status: str
+    event_id: str
+
+
+class BatchTaken(msgspec.Struct):
+    """What became of a batch: the ids of the accepted events in order, and the refused ones."""
+
+    status: str
+    accepted: int
+    rejected: list[Rejection]
+    event_ids: list[str]
+
+
+class WritePath:
+    """Answers `POST /log` and `POST /logs`."""
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        limiter: RateLimiter,
+        commit: GroupCommit,
+        watch: StoredWatch,
+        encoder: EventEncoder,
+    ) -> None:
+        self._keyring = keyring
+        self._limiter = limiter
+        self._commit = commit
+        self._watch = watch
+        self._encoder = encoder
+
+    def begin(self, request: WriteRequest, respond: Respond) -> None:
+        """Judge `request` and call `respond` once with its answer, perhaps before returning."""
+        try:
+            self._take(request, respond)
+        except LoggingServiceError as error:
+            respond(refusal(error))
+        except Exception as error:  # noqa: BLE001 - our mistake is this request's, not the worker's
+            _log.exception("unhandled_error", path=request.endpoint)
+            respond(refusal(error))
+
+    def _take(self, request: WriteRequest, finish: Respond) -> None:
+        headers = request.headers
+        principal = self._keyring.authenticate(headers, "write")
+        self._limiter.require(principal.name, request.endpoint)
+        waits = _waits(request.query) if request.query else False
+        request_id = request_id_from(headers.items()) if b"x-request-id" in headers else None
+        origin = Origin(
+            principal.source,
+            _trace_id(headers.get(b"traceparent")),
+            request_id.decode() if request_id else None,
+            wire.now_micros(),
+        )
+        body = _plain_body(request)
+        media = headers.get(b"content-type", b"").decode("latin-1")
+        if request.endpoint == "/log":
+            check_json(media)
+            one = read_one(body, self._encoder, origin)
+            self._put([one], lambda status: _single_answer(one, status), finish, waits=waits)
+            return
+        batch = read_many(body, media, self._encoder, origin)
+        if not batch.accepted:
+            finish(_none_taken(batch))
+            return
+        self._put(batch.accepted, lambda status: _batch_answer(batch, status), finish, waits=waits)
+
+    def _put(
+        self,
+        events: Sequence[Encoded],
+        answer: Callable[[str], Answer],
+        finish: Respond,
+        *,
+        waits: bool,
+    ) -> None:
+        def settled(outcome: Ack | BackendUnavailable) -> None:
+            if isinstance(outcome, BackendUnavailable):
+                finish(refusal(outcome))
+                return
+            metrics.count_events(Counter(event.event_type for event in events).items())
+            if not waits:
+                finish(answer(outcome))
+                return
+            self._watch.wait(
+                [_key(event) for event in events],
+                lambda stored: finish(answer("stored" if stored else outcome)),
+            )
+
+        self._commit.put([event.element for event in events], settled)
+
+
+def refusal(error: Exception) -> Answer:
+    """Return the problem document of an error."""
+    return _as_answer(problem_for(error))
+
+
+def _as_answer(response: Response) -> Answer:
+    headers = [pair for pair in response.raw_headers if pair[0] != b"content-length"]
+    return Answer(response.status_code, headers, bytes(response.body))
+
+
+def _none_taken(batch: Batch) -> Answer:
+    errors = [
+        FieldError(f"{rejection.index}.{fault.loc}", fault.msg)
+        for rejection in batch.rejected[:_MOST_ERRORS]
+        for fault in rejection.errors
+    ]
+    errors = errors or [FieldError("body", "has to hold at least one event")]
+    return _as_answer(problem(422, "validation", "No event was taken.", errors=errors))
+
+
+def _plain_body(request: WriteRequest) -> bytes:
+    encoding = request.headers.get(b"content-encoding")
+    if encoding is None:
+        return request.body
+    name = encoding.decode("latin-1").strip().lower()
+    return decompress(request.body, name, BODY_LIMITS[request.endpoint])
+
+
+def _waits(query: bytes) -> bool:
+    wanted = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    unknown = sorted(set(wanted) - {"wait"})
+    if unknown:
+        raise QueryRejected(unknown[0][:100], "is not a parameter of this route")
+    if wanted.get("wait") != ["stored"]:
+        raise QueryRejected("wait", "has to be stored")
+    return True
+
+
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+
+
+def _trace_id(traceparent: bytes | None) -> str | None:
+    """Return the trace id of a W3C traceparent header, None when it is absent or malformed."""
+    match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    return match[1].decode() if match else None
+
+
+def _key(event: Encoded) -> EventKey:
+    return EventKey(wire.from_micros(event.timestamp), UUID(int=event.event_id))
+
+
+_JSON_HEADERS = ((b"content-type", b"application/json"),)
+_encode_json = msgspec.json.Encoder().encode
+
+
+def _id_text(event_id: int) -> str:
+    text = f"{event_id:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _single_answer(event: Encoded, status: str) -> Answer:
+    body = _encode_json(EventTaken(status, _id_text(event.event_id)))
+    return Answer(_TAKEN, _JSON_HEADERS, body)
+
+
+def _batch_answer(batch: Batch, status: str) -> Answer:
+    ids = [_id_text(event.event_id) for event in batch.accepted]
+    body = _encode_json(BatchTaken(status, len(ids), batch.rejected, ids))
+    return Answer(_PARTLY_TAKEN if batch.rejected else _TAKEN, _JSON_HEADERS, body)
