@@ -1,0 +1,286 @@
+"""What the consumer promises: every event of the queue is stored once, whatever happens."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import requests
+from events_made import an_event
+from redis.asyncio import Redis
+from relay import Relay, a_relay
+from servers import run_service, run_to_end
+
+from logging_service import wire
+from logging_service.consumer import Consumer
+from logging_service.errors import SchemaMismatch
+from logging_service.postgres_store import open_postgres_store
+from logging_service.redis_queue import RedisQueue, open_redis_queue
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def queue(redis: Redis) -> RedisQueue:
+    return RedisQueue(redis, "log_queue", ttl_seconds=3600)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@asynccontextmanager
+async def consuming(redis_url: str, database_url: str) -> AsyncIterator[asyncio.Task[None]]:
+    """A consumer in this process, ended as a signal would end it."""
+    stopping = asyncio.Event()
+    async with (
+        open_redis_queue(
+            redis_url, name="log_queue", ttl_seconds=3600, timeout_ms=1000, lease_seconds=2
+        ) as queue,
+        open_postgres_store(database_url, connections=4) as store,
+    ):
+        consumer = Consumer(queue, store, stopping, batch_size=100, ttl_seconds=3600)
+        task = asyncio.create_task(consumer.run())
+        try:
+            yield task
+        finally:
+            stopping.set()
+            await asyncio.wait_for(task, 20)
+
+
+async def until(holds: Callable[[], object], seconds: float = 20) -> None:
+    """Wait until `holds()`, awaited if need be, is true."""
+    end = time.monotonic() + seconds
+    while True:
+        outcome = holds()
+        if asyncio.iscoroutine(outcome):
+            outcome = await outcome
+        if outcome:
+            return
+        assert time.monotonic() < end, "it did not come about in time"
+        await asyncio.sleep(0.05)
+
+
+async def count(database: asyncpg.Connection, table: str = "log_events") -> int:
+    number: int = await database.fetchval(f"SELECT count(*) FROM {table}")
+    return number
+
+
+async def is_empty(redis: Redis) -> bool:
+    waiting: int = await redis.llen("log_queue")
+    leased: int = await redis.zcard("{log_queue}:leases")
+    return waiting == 0 and leased == 0
+
+
+async def test_what_waits_is_stored_and_leaves_the_queue(
+    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+) -> None:
+    events = [an_event(payload={"n": n}) for n in range(1234)]
+    await queue.put(events)
+    async with consuming(redis_url, database_url):
+        await until(lambda: is_empty(redis))
+    rows = await database.fetch("SELECT event_id FROM log_events")
+    assert {row["event_id"] for row in rows} == {wire.decode(event).event_id for event in events}
+    assert await database.fetchval("SELECT sum(stored) FROM deliveries") == 1234
+
+
+async def test_several_consumers_share_the_work_and_store_everything_once(
+    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+) -> None:
+    await queue.put([an_event(payload={"n": n}) for n in range(3000)])
+    async with consuming(redis_url, database_url), consuming(redis_url, database_url):
+        await until(lambda: is_empty(redis))
+    assert await count(database) == 3000
+    assert await database.fetchval("SELECT sum(duplicates) FROM deliveries") == 0
+
+
+async def test_events_that_waited_too_long_are_counted_and_not_stored(
+    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+) -> None:
+    long_ago = wire.now_micros() - 3_700_000_000
+    await queue.put([an_event(received_at=long_ago), an_event(), an_event(received_at=long_ago)])
+    async with consuming(redis_url, database_url):
+        await until(lambda: is_empty(redis))
+    assert await count(database) == 1
+    assert await database.fetchval("SELECT sum(expired) FROM deliveries") == 2
+
+
+async def test_what_cannot_be_read_is_put_aside_and_holds_nothing_up(
+    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+) -> None:
+    flipped = bytearray(an_event(payload={"n": 1}))
+    flipped[-3] ^= 1
+    bad = [b"", b"garbage", b"\x07" + an_event()[1:], bytes(flipped)]
+    await queue.put([an_event(), *bad, an_event()])
+    async with consuming(redis_url, database_url):
+        await until(lambda: is_empty(redis))
+    assert await count(database) == 2
+    letters = await database.fetch("SELECT event, reason FROM dead_letters")
+    assert sorted(letter["event"] for letter in letters) == sorted(bad)
+    assert {letter["reason"] for letter in letters} == {"unreadable"}
+
+
+@asynccontextmanager
+async def before(url: str) -> AsyncIterator[tuple[Relay, str]]:
+    """A relay before the server of `url`, and the URL that leads through it."""
+    parts = urlsplit(url)
+    assert parts.port is not None
+    async with a_relay(parts.port) as relay:
+        yield relay, url.replace(f":{parts.port}/", f":{relay.port}/")
+
+
+async def test_a_database_that_goes_away_and_comes_back_costs_nothing(
+    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+) -> None:
+    async with before(database_url) as (relay, through), consuming(redis_url, through):
+        await queue.put([an_event(payload={"n": n}) for n in range(500)])
+        await until(lambda: is_empty(redis))
+        await relay.cut()
+        await queue.put([an_event(payload={"n": n}) for n in range(500)])
+        await asyncio.sleep(0.5)
+        assert await count(database) == 500
+        await relay.mend()
+        await until(lambda: is_empty(redis))
+    assert await count(database) == 1000
+    assert await count(database, "dead_letters") == 0
+
+
+async def test_a_queue_that_goes_away_and_comes_back_costs_nothing(
+    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+) -> None:
+    async with before(redis_url) as (relay, through), consuming(through, database_url):
+        await queue.put([an_event(payload={"n": n}) for n in range(500)])
+        await until(lambda: count(database))
+        await relay.cut()
+        await queue.put([an_event(payload={"n": n}) for n in range(500)])
+        await asyncio.sleep(0.5)
+        await relay.mend()
+        # A lease that could not be closed when the relay was cut has to run out.
+        await until(lambda: is_empty(redis))
+    assert await count(database) == 1000
+
+
+async def test_a_consumer_without_a_database_stops_and_gives_back(
+    queue: RedisQueue, redis: Redis, redis_url: str, free_port: int
+) -> None:
+    await queue.put([an_event()])
+    async with consuming(redis_url, f"postgresql://nobody@127.0.0.1:{free_port}/none"):
+        await until(lambda: redis.zcard("{log_queue}:leases"))
+    delivery = await queue.take(10, 1)
+    assert delivery is not None
+    assert len(delivery.events) == 1
+
+
+async def test_a_schema_that_does_not_fit_ends_the_consumer(
+    queue: RedisQueue, redis_url: str, database_url: str, database: asyncpg.Connection
+) -> None:
+    await database.execute("ALTER TABLE deliveries RENAME COLUMN stored TO kept")
+    await queue.put([an_event()])
+    with pytest.raises(SchemaMismatch, match="42703"):
+        async with consuming(redis_url, database_url) as task:
+            await asyncio.wait({task}, timeout=10)
+    assert await count(database, "dead_letters") == 0
+
+
+async def test_a_consumer_killed_again_and_again_stores_everything_once(
+    queue: RedisQueue, redis: Redis, environment: dict[str, str], database: asyncpg.Connection
+) -> None:
+    small_batches = {**environment, "CONSUMER_BATCH_SIZE": "200"}
+    total = 0
+    for _ in range(3):
+        with run_service("consumer", small_batches) as consumer:
+            await queue.put([an_event(payload={"n": n}) for n in range(20_000)])
+            total += 20_000
+            stored = await count(database)
+            await until(lambda stored=stored: more_than(database, stored))  # type: ignore[misc]
+            os.kill(consumer.pid, signal.SIGKILL)
+            consumer.process.wait()
+    leases: list[bytes] = await redis.zrange("{log_queue}:leases", 0, -1)
+    for lease in leases:
+        await redis.zadd("{log_queue}:leases", {lease: 1})
+    with run_service("consumer", small_batches):
+        await until(lambda: is_empty(redis), seconds=60)
+    assert await count(database) == total
+    assert await database.fetchval("SELECT sum(stored) FROM deliveries") == total
+    assert await database.fetchval("SELECT sum(duplicates) FROM deliveries") == 0
+
+
+async def more_than(database: asyncpg.Connection, stored: int) -> bool:
+    return await count(database) > stored
+
+
+async def test_sigterm_finishes_what_was_taken(
+    queue: RedisQueue, redis: Redis, environment: dict[str, str], database: asyncpg.Connection
+) -> None:
+    await queue.put([an_event(payload={"n": n}) for n in range(50_000)])
+    with run_service("consumer", {**environment, "CONSUMER_BATCH_SIZE": "500"}) as consumer:
+        await until(lambda: count(database))
+        consumer.process.terminate()
+        assert consumer.process.wait(15) == 0
+        assert '"stopped"' in consumer.log
+    assert await redis.zcard("{log_queue}:leases") == 0
+    assert await count(database) + await redis.llen("log_queue") == 50_000
+
+
+async def test_an_empty_database_is_migrated_at_the_start(
+    environment: dict[str, str], empty_database_url: str
+) -> None:
+    with run_service("consumer", {**environment, "DATABASE_URL": empty_database_url}) as consumer:
+        await until(lambda: '"consuming"' in consumer.log)
+        assert health(consumer.url).json()["status"] == "ok"
+
+
+async def test_a_newer_schema_ends_the_start_with_one_line(
+    environment: dict[str, str], database: asyncpg.Connection
+) -> None:
+    await database.execute("UPDATE alembic_version SET version_num = '9999'")
+    code, written = run_to_end("consumer", environment)
+    assert code == 2
+    assert "9999 is newer than this release" in written.splitlines()[-1]
+
+
+def health(url: str) -> requests.Response:
+    return requests.get(f"{url}/health", timeout=5)
+
+
+async def test_servers_that_are_not_there_yet_are_waited_for(
+    queue: RedisQueue, redis_url: str, environment: dict[str, str], database: asyncpg.Connection
+) -> None:
+    async with (
+        before(redis_url) as (redis_relay, redis_through),
+        before(environment["DATABASE_URL"]) as (relay, through),
+    ):
+        await relay.cut()
+        await redis_relay.cut()
+        variables = {**environment, "REDIS_URL": redis_through, "DATABASE_URL": through}
+        with run_service("consumer", variables) as consumer:
+            answer = await asyncio.to_thread(health, consumer.url)
+            assert answer.status_code == 503
+            assert set(answer.json()["dependencies"]) == {"queue", "database"}
+            await queue.put([an_event()])
+            await relay.mend()
+            await redis_relay.mend()
+            await until(lambda: count(database), seconds=30)
+            answer = await asyncio.to_thread(health, consumer.url)
+            assert answer.status_code == 200
+            assert "database_unavailable" in consumer.log
+
+
+async def test_a_metrics_port_that_is_taken_is_warned_of(
+    environment: dict[str, str],
+) -> None:
+    with run_service("consumer", environment), run_service("consumer", environment) as second:
+        await until(lambda: "metrics_port_taken" in second.log)
+        await until(lambda: '"consuming"' in second.log)
