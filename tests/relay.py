@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
 
 
 class Relay:
@@ -60,3 +61,12 @@ async def a_relay(target_port: int) -> AsyncIterator[Relay]:
         yield relay
     finally:
         await relay.cut()
+
+
+@asynccontextmanager
+async def before(url: str) -> AsyncIterator[tuple[Relay, str]]:
+    """Yield a relay before the server of `url`, and the URL that leads through it."""
+    port = urlsplit(url).port
+    assert port is not None
+    async with a_relay(port) as relay:
+        yield relay, url.replace(f":{port}", f":{relay.port}")
