@@ -1,7 +1,6 @@
 """The only place that turns settings into adapters."""
 
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
 
 from logging_service.ports import EventQueue, EventReader, EventStore
 from logging_service.postgres_reader import READ_SECONDS, open_postgres_reader
@@ -25,16 +24,9 @@ def open_store(settings: Settings) -> AbstractAsyncContextManager[EventStore]:
     return open_postgres_store(settings.store_url, connections=4)
 
 
-class CheckedReader(EventReader, Protocol):
-    """An EventReader that can say whether there is anything to read from."""
-
-    async def check(self) -> None:
-        """Raise BackendUnavailable, SchemaMismatch or SchemaTooNew when nothing can be read."""
-
-
 def open_reader(
     settings: Settings, *, read_seconds: float = READ_SECONDS
-) -> AbstractAsyncContextManager[CheckedReader]:
+) -> AbstractAsyncContextManager[EventReader]:
     """Return the reader of the store that the settings name; it connects when first used.
 
     `read_seconds` bounds what one question may read where no index answers it.

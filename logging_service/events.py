@@ -16,7 +16,6 @@ from logging_service.wire import EPOCH_UNIX_MICROS, NULL, column, encode, to_mic
 
 MAX_PAYLOAD_BYTES = 256 * 1024
 MAX_PAYLOAD_DEPTH = 32
-MAX_EVENT_TYPE = 100
 MAX_SESSION_ID = 200
 MAX_TRACE_ID = 64
 # Beyond this a double, and with it most JSON readers, cannot tell neighbouring integers apart.

@@ -75,6 +75,7 @@ class _Write:
 class LimitedProtocol(HttpToolsProtocol):
     """Refuses headers over 16 KiB, and senders who need over 10 s for a header, 30 s for a body."""
 
+    service = "query_service"
     cycle: Any
     phase = _Phase.HEADER
     since = 0.0
@@ -175,7 +176,8 @@ class LimitedProtocol(HttpToolsProtocol):
         )
         self.transport.write(b"".join(parts))
         seconds = time.monotonic() - began
-        metrics.observe_request(SERVICE, endpoint, "POST", answer.status, seconds)
+        method = "other" if endpoint == "other" else "POST"
+        metrics.observe_request(self.service, endpoint, method, answer.status, seconds)
 
     def sweep(self, now: float) -> None:
         """Close the connection when its time is over."""
@@ -205,6 +207,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
 class WriteProtocol(LimitedProtocol):
     """Answers plain `POST /log` and `POST /logs` itself, with the WritePath of the app's state."""
+
+    service = SERVICE
 
     def on_headers_complete(self) -> None:
         """Begin a write request, or hand any other to uvicorn."""

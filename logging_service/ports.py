@@ -208,3 +208,6 @@ class EventReader(Protocol):
 
     async def stored(self, keys: Sequence[EventKey]) -> set[EventKey]:
         """Return those of `keys` that are stored."""
+
+    async def check(self) -> None:
+        """Raise BackendUnavailable, SchemaMismatch or SchemaTooNew when nothing can be read."""

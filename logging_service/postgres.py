@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import asyncpg
 
-from logging_service.errors import BackendUnavailable, SchemaMismatch
+from logging_service.errors import BackendUnavailable, SchemaMismatch, SchemaTooNew
 
 SQL_STATE_SCHEMA = "42"
 SCHEMA_REVISION = "0001"
@@ -71,8 +71,17 @@ async def schema_revision(connection: asyncpg.Connection) -> str | None:
     return revision
 
 
+def refuse_newer(found: str) -> None:
+    """Raise SchemaTooNew for a revision that this release does not know."""
+    if found > SCHEMA_REVISION:
+        raise SchemaTooNew(
+            f"the database's schema {found} is newer than this release, which knows "
+            f"{SCHEMA_REVISION}: run the release that made it"
+        )
+
+
 async def check_schema(pool: asyncpg.Pool) -> None:
-    """Raise SchemaMismatch unless the schema is the one that this release knows."""
+    """Raise SchemaMismatch for an empty or older schema, SchemaTooNew for a newer one."""
     with weather("schema"):
         async with pool.acquire() as connection:
             found = await schema_revision(connection)
@@ -81,8 +90,4 @@ async def check_schema(pool: asyncpg.Pool) -> None:
             f"the database's schema is {found or 'empty'}, this release needs {SCHEMA_REVISION}: "
             "run `logging-service migrate`"
         )
-    if found > SCHEMA_REVISION:
-        raise SchemaMismatch(
-            f"the database's schema {found} is newer than this release, which knows "
-            f"{SCHEMA_REVISION}: run the release that made it"
-        )
+    refuse_newer(found)

@@ -10,8 +10,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from logging_service.errors import BackendUnavailable, SchemaMismatch
-from logging_service.postgres import SCHEMA_REVISION
+from logging_service.errors import BackendUnavailable
+from logging_service.postgres import SCHEMA_REVISION, refuse_newer
 
 # Any number will do, as long as no other program in this database takes the same.
 _LOCK = 7_260_411_530
@@ -37,11 +37,8 @@ def _upgrade(connection: Connection) -> tuple[str | None, str]:
     exists = connection.execute(text("SELECT to_regclass('alembic_version')")).scalar()
     found = exists and connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     connection.commit()
-    if found and found not in known_revisions():
-        raise SchemaMismatch(
-            f"the database's schema {found} is newer than this release, which knows "
-            f"{SCHEMA_REVISION}: run the release that made it"
-        )
+    if found:
+        refuse_newer(found)
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

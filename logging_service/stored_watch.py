@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import structlog
 
@@ -14,7 +15,7 @@ WAIT_SECONDS = 2.0
 _ASK_SECONDS = 0.01
 _MAX_KEYS = 100_000
 
-Told = Callable[[bool], None]
+Told = Callable[[Literal["stored", "not yet"]], None]
 
 
 class _Waiter:
@@ -35,10 +36,10 @@ class StoredWatch:
         self._asker: asyncio.Task[None] | None = None
 
     def wait(self, keys: Sequence[EventKey], told: Told) -> None:
-        """Call `told` with True once all of `keys` are stored, with False after two seconds."""
+        """Tell `stored` once all of `keys` are, `not yet` after two seconds."""
         loop = asyncio.get_running_loop()
         if sum(len(waiter.missing) for waiter in self._waiters) + len(keys) > _MAX_KEYS:
-            told(False)
+            told("not yet")
             return
         self._waiters.append(_Waiter(set(keys), loop.time() + WAIT_SECONDS, told))
         if self._asker is None:
@@ -75,5 +76,5 @@ class StoredWatch:
             if waiter.missing and now < waiter.deadline:
                 waiting.append(waiter)
             else:
-                waiter.told(not waiter.missing)
+                waiter.told("not yet" if waiter.missing else "stored")
         self._waiters = waiting

@@ -152,7 +152,7 @@ class WritePath:
                 return
             self._watch.wait(
                 [_key(event) for event in events],
-                lambda stored: finish(answer("stored" if stored else outcome)),
+                lambda told: finish(answer("stored" if told == "stored" else outcome)),
             )
 
         self._commit.put([event.element for event in events], settled)

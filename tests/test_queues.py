@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from events_made import an_event
@@ -248,14 +249,14 @@ class TestRedisQueue:
         assert await redis.hlen("{log_queue}:done") == 1
 
     async def test_an_eviction_policy_is_warned_of(self, queue: EventQueue, redis: Redis) -> None:
-        before = (await redis.config_get("maxmemory-policy"))["maxmemory-policy"]
+        kept: Any = await redis.config_get("maxmemory-policy")
         try:
             await redis.config_set("maxmemory-policy", "allkeys-lru")
             assert "allkeys-lru" in " ".join(await queue.warnings())
             await redis.config_set("maxmemory-policy", "noeviction")
             assert "evict" not in " ".join(await queue.warnings())
         finally:
-            await redis.config_set("maxmemory-policy", before)
+            await redis.config_set("maxmemory-policy", kept["maxmemory-policy"])
 
     async def test_a_server_that_is_away_is_said_in_time(self, free_port: int) -> None:
         url = f"redis://127.0.0.1:{free_port}/0"

@@ -1,0 +1,407 @@
+"""What every HTTP face shares: problem documents, request ids, health, metrics."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, NamedTuple
+from uuid import uuid4
+
+import msgspec
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
+
+from logging_service import metrics
+from logging_service.errors import (
+    BackendUnavailable,
+    BodyNotSupported,
+    BodyRejected,
+    BodyTooLarge,
+    FieldRejected,
+    Forbidden,
+    HeaderTooLarge,
+    LoggingServiceError,
+    RateLimited,
+    SchemaMismatch,
+    TooSlow,
+    Unauthenticated,
+)
+from logging_service.intake import FieldError
+from logging_service.settings import Settings
+
+_log = structlog.get_logger()
+
+RETRY_AFTER_SECONDS = 5
+_CHECK_SECONDS = 1.0
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """A problem document (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] = []
+
+
+# The type of a problem document: its title, and what /problems/<type> says.
+PROBLEMS = {
+    "validation": (
+        "A field cannot be used",
+        "The errors name each field at fault and what it may hold. Change it and send again.",
+    ),
+    "body": (
+        "The body cannot be read",
+        "Nothing in it was taken. Send JSON, or one JSON object a line as application/x-ndjson.",
+    ),
+    "body-too-large": (
+        "The body is too large",
+        "Nothing in it was taken. Send smaller batches.",
+    ),
+    "body-not-supported": (
+        "The body's form is not supported",
+        "Nothing in it was taken. The detail says which types and encodings are read.",
+    ),
+    "unauthenticated": (
+        "A good key is needed",
+        "Send one as `X-API-Key: …` or `Authorization: Bearer …`.",
+    ),
+    "forbidden": (
+        "The key may not do this",
+        "The key is good but lacks the scope that the detail names.",
+    ),
+    "rate-limited": (
+        "Too many requests",
+        "The key's limit is used up. Retry-After says in how many seconds it begins anew.",
+    ),
+    "header-too-large": (
+        "The header is too large",
+        "The request line and all headers may have 16 KiB together.",
+    ),
+    "too-slow": (
+        "The request came too slowly",
+        "A header has to arrive within 10 seconds, a body within 30.",
+    ),
+    "not-found": (
+        "There is nothing here",
+        "The path, or what it names, does not exist. /docs lists what does.",
+    ),
+    "method-not-allowed": (
+        "The method is not allowed here",
+        "The header Allow lists those that are.",
+    ),
+    "unavailable": (
+        "A backend does not answer",
+        "The queue or the database is away, /health says which. Send it again after Retry-After.",
+    ),
+    "schema": (
+        "The database's schema does not fit",
+        "`logging-service migrate` brings it up to date; /health says which revision was found.",
+    ),
+    "internal": (
+        "The service made a mistake",
+        "It is in the service's log under the X-Request-ID of the answer.",
+    ),
+}
+
+# The nearest class counts; what is not listed is our own mistake.
+STATUS: dict[type[Exception], tuple[int, str]] = {
+    FieldRejected: (422, "validation"),
+    BodyRejected: (400, "body"),
+    BodyTooLarge: (413, "body-too-large"),
+    BodyNotSupported: (415, "body-not-supported"),
+    Unauthenticated: (401, "unauthenticated"),
+    Forbidden: (403, "forbidden"),
+    RateLimited: (429, "rate-limited"),
+    HeaderTooLarge: (431, "header-too-large"),
+    TooSlow: (408, "too-slow"),
+    BackendUnavailable: (503, "unavailable"),
+    SchemaMismatch: (503, "schema"),
+    Exception: (500, "internal"),
+}
+_HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed"}
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    503: {"Retry-After": str(RETRY_AFTER_SECONDS)},
+}
+
+
+def problem(
+    status: int,
+    slug: str,
+    detail: str,
+    *,
+    errors: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return a problem document of the type `/problems/<slug>`, one of PROBLEMS."""
+    title, _ = PROBLEMS[slug]
+    document = Problem(f"/problems/{slug}", title, status, detail, list(errors))
+    return Response(
+        msgspec.json.encode(document),
+        status,
+        {**_HEADERS.get(status, {}), **(headers or {})},
+        "application/problem+json",
+    )
+
+
+def problem_for(error: Exception) -> Response:
+    """Return the problem document of an error; one that is not the sender's tells no internals."""
+    status, slug = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    if isinstance(error, FieldRejected):
+        errors = [FieldError(error.loc, error.message)]
+        return problem(status, slug, str(error), errors=errors)
+    if isinstance(error, RateLimited):
+        return problem(status, slug, str(error), headers=error.headers)
+    if status < 500:  # noqa: PLR2004 - up to here the sender can mend it
+        return problem(status, slug, str(error))
+    return problem(status, slug, PROBLEMS[slug][1])
+
+
+async def _answer_error(_request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        slug = _HTTP_SLUGS.get(error.status_code, "validation")
+        return problem(error.status_code, slug, str(error.detail), headers=error.headers)
+    return problem_for(error)
+
+
+def _invalid(error: RequestValidationError) -> Response:
+    errors = [
+        FieldError(_plain_name(fault["loc"]), fault["msg"].removeprefix("Value error, "))
+        for fault in error.errors()
+    ]
+    detail = "; ".join(f"{fault.loc}: {fault.msg}" for fault in errors)
+    return problem(422, "validation", detail, errors=errors)
+
+
+def _plain_name(loc: Sequence[str | int]) -> str:
+    """Return `limit` for ("query", "limit"), `payload.user` for ("body", "payload", "user")."""
+    return ".".join(part for part in loc[1:] if isinstance(part, str))
+
+
+def create_face(
+    service: str,
+    settings: Settings,
+    *,
+    description: str,
+    lifespan: Lifespan[FastAPI],
+    before_scrape: Callable[[Request], Awaitable[None]] | None = None,
+) -> FastAPI:
+    """Return an application that answers errors as problem documents and has /metrics and /docs.
+
+    Its routes come from the caller, and around all of it goes RequestContext. `before_scrape`
+    brings gauges up to date that are read when /metrics is.
+    """
+
+    async def expose_metrics(request: Request) -> Response:
+        """Return all metrics in Prometheus's text format."""
+        if before_scrape is not None:
+            await before_scrape(request)
+        body, content_type = metrics.exposition(service)
+        return Response(body, headers={"Content-Type": content_type})
+
+    face = FastAPI(
+        title=f"logging-service: {service.replace('_', ' ')}",
+        version=release(),
+        description=description,
+        lifespan=lifespan,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+        responses={"default": _PROBLEM_RESPONSE},
+    )
+    for kind in (*STATUS, HTTPException, RequestValidationError):
+        face.add_exception_handler(kind, _answer_error)
+    face.add_api_route("/problems/{slug}", describe_problem, response_class=PlainTextResponse)
+    if settings.enable_metrics:
+        face.add_api_route("/metrics", expose_metrics, response_class=PlainTextResponse)
+    return face
+
+
+_PROBLEM_RESPONSE = {
+    "description": "A problem document (RFC 9457).",
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+
+
+async def describe_problem(slug: str) -> Response:
+    """Say what a type of problem means, as text."""
+    if slug not in PROBLEMS:
+        raise HTTPException(404, "This type of problem is not known.")
+    title, text = PROBLEMS[slug]
+    return PlainTextResponse(f"{title}.\n\n{text}\n")
+
+
+def describe_types(face: FastAPI, types: Iterable[Any]) -> None:
+    """Put the schemas of msgspec types into the OpenAPI document, for `schema_of` to point to."""
+
+    def openapi() -> dict[str, Any]:
+        if not face.openapi_schema:
+            face.openapi_schema = get_openapi(
+                title=face.title,
+                version=face.version,
+                description=face.description,
+                routes=face.routes,
+            )
+            components = face.openapi_schema.setdefault("components", {})
+            components.setdefault("schemas", {}).update(schemas)
+        return face.openapi_schema
+
+    _, schemas = msgspec.json.schema_components(
+        (*types, Problem), ref_template="#/components/schemas/{name}"
+    )
+    face.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend it
+
+
+def schema_of(kind: type, example: object = None) -> dict[str, Any]:
+    """Return the entry in `responses` for JSON of a type that `describe_types` knows."""
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    content = {"schema": schema} if example is None else {"schema": schema, "example": example}
+    return {
+        "description": (kind.__doc__ or "").partition("\n")[0],
+        "content": {"application/json": content},
+    }
+
+
+def json_answer(answer: object, status: int = 200) -> Response:
+    """Return `answer` as JSON."""
+    return Response(msgspec.json.encode(answer), status, media_type="application/json")
+
+
+def release() -> str:
+    """Return the version of the installed package, in a bare checkout `unknown`."""
+    try:
+        return version("logging-service")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+State = Literal["ok", "degraded", "unavailable"]
+
+
+class Check(NamedTuple):
+    """A dependency: `run` returns None or what is not as it should be, and raises when it is away.
+
+    Without a dependency that is not `essential` the service is degraded only.
+    """
+
+    name: str
+    run: Callable[[], Awaitable[str | None]]
+    essential: bool = True
+
+
+class Dependency(msgspec.Struct, omit_defaults=True):
+    """How a dependency is, and why it is not ok."""
+
+    status: State
+    detail: str | None = None
+
+
+class KeyReport(msgspec.Struct):
+    """What the key of a request is good for."""
+
+    valid: bool
+    name: str
+    scopes: list[str]
+
+
+class Health(msgspec.Struct, omit_defaults=True):
+    """How a service is, by its worst dependency."""
+
+    status: State
+    service: str
+    version: str
+    dependencies: dict[str, Dependency]
+    api_key: KeyReport | None = None
+
+
+async def health(service: str, checks: Sequence[Check], api_key: KeyReport | None) -> Response:
+    """Return what /health answers: all checks at once, a second for each; 503 if unavailable."""
+    states = await asyncio.gather(*(_examine(check) for check in checks))
+    status: State = "ok"
+    if any(state.status != "ok" for state in states):
+        status = "degraded"
+    away = [state.status == "unavailable" for state in states]
+    if any(gone and check.essential for check, gone in zip(checks, away, strict=True)):
+        status = "unavailable"
+    names = (check.name for check in checks)
+    dependencies = dict(zip(names, states, strict=True))
+    answer = Health(status, service, release(), dependencies, api_key)
+    return json_answer(answer, 503 if status == "unavailable" else 200)
+
+
+async def _examine(check: Check) -> Dependency:
+    try:
+        async with asyncio.timeout(_CHECK_SECONDS):
+            fault = await check.run()
+    except LoggingServiceError as error:
+        return Dependency("unavailable", str(error))
+    except TimeoutError:
+        return Dependency("unavailable", f"no answer within {_CHECK_SECONDS:g} s")
+    return Dependency("degraded", fault) if fault else Dependency("ok")
+
+
+def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """Return the X-Request-ID that was sent, None unless it is 1 to 64 printable characters."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            printable = value.isascii() and value.decode("ascii").isprintable()
+            return value if printable and 0 < len(value) <= 64 else None  # noqa: PLR2004
+    return None
+
+
+class RequestContext:
+    """The outermost layer: gives every answer its X-Request-ID, counts it, logs our mistakes."""
+
+    def __init__(self, app: ASGIApp, service: str, endpoints: Collection[tuple[str, str]]) -> None:
+        self._app = app
+        self._service = service
+        self._paths = {path for _, path in endpoints}
+        metrics.declare_endpoints(service, endpoints)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = request_id_from(scope["headers"]) or uuid4().hex.encode()
+        status = 0
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_on)
+        except Exception as error:  # noqa: BLE001 - the last one to answer, and it logs
+            _log.exception(
+                "unhandled_error", path=scope["path"], request_id=request_id.decode("ascii")
+            )
+            if not status:
+                await problem_for(error)(scope, receive, send_on)
+        if status:
+            endpoint, seconds = self._endpoint(scope), time.perf_counter() - began
+            metrics.observe_request(self._service, endpoint, scope["method"], status, seconds)
+
+    def _endpoint(self, scope: Scope) -> str:
+        template = getattr(scope.get("route"), "path", scope["path"])
+        return template if template in self._paths else "other"
+
+
+def endpoints_of(face: FastAPI) -> list[tuple[str, str]]:
+    """Return (method, template) of every route in the OpenAPI document."""
+    paths = face.openapi()["paths"]
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods]

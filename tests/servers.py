@@ -1,0 +1,170 @@
+"""Real servers and real processes for the suite, started on free ports and ended with it."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.error import URLError
+
+from logging_service.embedded import Postgres, Valkey, valkey_binary
+
+ROOT = Path(__file__).resolve().parent.parent
+_GRACE_SECONDS = 15
+_handed_out: set[int] = set()
+
+
+def unused_port() -> int:
+    """Return a port that nothing listens on and that was not returned before.
+
+    It lies below the ports that the system gives to outgoing connections, or one of these would
+    have it by the time a server starts.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _handed_out:
+                _handed_out.add(port)
+                return port
+
+
+def a_postgres(data_dir: Path) -> Postgres:
+    """Return a PostgreSQL that is not started; it does without the disk's promises."""
+    return Postgres(
+        data_dir,
+        port=unused_port(),
+        user="logging_service_user",
+        password="a test's password: \\ and 'quotes'",
+        database="code_reviewer_logs",
+        settings={"fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB"},
+    )
+
+
+def a_redis(data_dir: Path, *, password: str | None = None) -> Valkey:
+    """Return a server of the Redis protocol that is not started: the system's, else ours."""
+    installed = shutil.which("redis-server")
+    binary = Path(installed) if installed else valkey_binary()
+    return Valkey(data_dir, port=unused_port(), password=password, binary=binary)
+
+
+@dataclass(frozen=True)
+class RunningService:
+    """A service that answers; `log` is what it wrote so far."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log_file: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+
+_PORT_VARIABLES = {
+    "producer": "PRODUCER_PORT",
+    "query_service": "QUERY_SERVICE_PORT",
+    "consumer": "METRICS_PORT",
+}
+
+
+@contextmanager
+def run_service(
+    name: str,
+    environment: Mapping[str, str],
+    *arguments: str,
+    wait_seconds: float = 30,
+    cwd: Path | None = None,
+) -> Iterator[RunningService]:
+    """Run `logging_service/<name>.py` with `environment` alone until it has answered.
+
+    `/health` may say 503: that is for the test to judge. The service has to end by SIGTERM.
+    """
+    port = environment[_PORT_VARIABLES[name]]
+    with TemporaryDirectory() as folder:
+        log_file = Path(folder) / f"{name}.log"
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, f"{name}.py", *arguments],
+                cwd=cwd or ROOT / "logging_service",
+                env={"PATH": os.environ["PATH"], **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        service = RunningService(f"http://127.0.0.1:{port}", process, log_file)
+        try:
+            _wait_until_it_answers(service, wait_seconds)
+            yield service
+        finally:
+            ended = _end(process)
+        assert ended, f"{name} did not end by SIGTERM in {_GRACE_SECONDS} s"
+
+
+def run_to_end(name: str, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run `logging_service/<name>.py`, which ends by itself; return its code and output."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "logging_service" / f"{name}.py")],
+        env={"PATH": os.environ["PATH"], **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=30,
+        check=False,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+def _wait_until_it_answers(service: RunningService, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        code = service.process.poll()
+        assert code is None, f"ended with code {code}:\n{service.log}"
+        if health_of(service.url) is not None:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{service.url}/health did not answer in {seconds} s:\n{service.log}")
+
+
+def health_of(url: str) -> int | None:
+    """Return the status of `/health`, None when nothing answers."""
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            return int(answer.status)
+    except URLError as error:
+        status = getattr(error, "code", None)
+        if status is not None:
+            error.close()  # type: ignore[attr-defined] # an HTTPError is an open answer
+        return status
+    except OSError:
+        return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> bool:
+    """Ask a process to end, make sure that its group has ended, and say whether it did."""
+    process.terminate()
+    try:
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    else:
+        return True
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
