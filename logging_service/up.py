@@ -117,7 +117,7 @@ class _Up:
             "QUERY_SERVICE_PORT", settings.query_service_host, settings.query_service_port
         )
         self._front = _Address("GATEWAY_PORT", settings.gateway_host, settings.gateway_port)
-        self._metrics = _Address("METRICS_PORT", _LOOPBACK, settings.metrics_port)
+        self._metrics = _Address("METRICS_PORT", settings.metrics_host, settings.metrics_port)
         self._consumer_is_asked = True
         self._store_url = settings.store_url
         self._parts: list[_Part] = []

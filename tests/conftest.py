@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from projects import Project, a_project
 from redis.asyncio import Redis
 from servers import a_postgres, a_redis, unused_port
 
@@ -138,3 +139,10 @@ def environment(database_url: str, redis_url: str, tmp_path: Path) -> dict[str, 
 def settings(environment: dict[str, str]) -> Settings:
     """The settings that `environment` gives, and nothing of the developer's."""
     return Settings.model_validate({name.lower(): value for name, value in environment.items()})
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """A folder in which a test runs `logging-service` as a process, on ports of its own."""
+    with a_project(tmp_path) as project:
+        yield project

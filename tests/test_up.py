@@ -1,165 +1,19 @@
-"""`logging-service up` and `clean-data`, as processes; the services are stand-ins."""
+"""`logging-service up`, as a process; the services are stand-ins."""
 
-import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import pytest
-from servers import ROOT, health_of, unused_port
+from projects import SERVICES, Project, alive, line_of, soon
+from servers import health_of, unused_port
 
 from logging_service.embedded import postgres_binaries
-from logging_service.errors import BackendUnavailable, SettingsError
-from logging_service.supervision import keep_running
-
-_SERVICES = ("producer", "consumer", "query_service")
-_LAUNCHER = """
-import sys
-from pathlib import Path
-from logging_service import cli, up
-from logging_service.settings import Settings
-
-Settings.model_config["env_file"] = None
-start, services = up.up, Path(sys.argv.pop())
-up.up = lambda settings: start(settings, services)
-sys.argv[1:] = sys.argv[1].split()
-cli.main()
-"""
-
-
-def soon(condition: Callable[[], object], seconds: float = 20) -> bool:
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@dataclass
-class Project:
-    """A folder with stand-in services, and the variables under which `up` runs them."""
-
-    folder: Path
-    variables: dict[str, str]
-    started: list["RunningUp"]
-
-    @property
-    def data_dir(self) -> Path:
-        return self.folder / "data"
-
-    def command(self, words: str) -> list[str]:
-        return [sys.executable, "-c", _LAUNCHER, words, str(self.folder / "services")]
-
-    def environment(self, **more: str) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **self.variables, **more}
-
-    def start(self, **more: str) -> "RunningUp":
-        log = self.folder / f"up-{len(self.started)}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                self.command("up"),
-                env=self.environment(**more),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        running = RunningUp(process, log)
-        self.started.append(running)
-        return running
-
-    def run(self, words: str, answer: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(words),
-            env=self.environment(**more),
-            input=answer,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-
-    def left(self) -> list[psutil.Process]:
-        """Every process that speaks of this folder, except ours."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                told = (*process.cmdline(), *process.environ().values(), process.cwd())
-            except psutil.Error:
-                continue
-            if any(str(self.folder) in word for word in told) and alive(process):
-                found.append(process)
-        return found
-
-
-@dataclass
-class RunningUp:
-    process: subprocess.Popen[bytes]
-    log_file: Path
-
-    @property
-    def log(self) -> str:
-        return self.log_file.read_text(encoding="utf-8", errors="replace")
-
-    def ready(self) -> "RunningUp":
-        assert soon(lambda: "API key" in self.log or self.process.poll() is not None), self.log
-        assert self.process.poll() is None, self.log
-        return self
-
-    def children(self) -> dict[str, psutil.Process]:
-        """The processes by name; PostgreSQL's and Valkey's first."""
-        found = {}
-        for child in psutil.Process(self.process.pid).children():
-            line = child.cmdline()
-            found[Path(line[1] if line[0] == sys.executable else line[0]).stem] = child
-        return found
-
-    def child(self, name: str) -> psutil.Process:
-        return next(one for found, one in self.children().items() if found.startswith(name))
-
-    def ends(self, number: signal.Signals | None = None) -> int:
-        if number is not None:
-            os.killpg(self.process.pid, number)  # as a terminal does
-        return self.process.wait(15)
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
-    services = tmp_path / "services"
-    services.mkdir()
-    for name in _SERVICES:
-        shutil.copy(ROOT / "tests" / "stand_in.py", services / f"{name}.py")
-    ports = ("DATABASE_PORT", "REDIS_PORT", "PRODUCER_PORT", "QUERY_SERVICE_PORT", "METRICS_PORT")
-    variables = {name: str(unused_port()) for name in ports}
-    project = Project(tmp_path, {**variables, "DATA_DIR": str(tmp_path / "data")}, [])
-    yield project
-    for running in project.started:
-        if running.process.poll() is None:
-            running.process.terminate()
-            running.process.wait(15)
-    left = project.left()
-    for process in left:
-        process.kill()
-    assert not left
 
 
 def test_up_starts_everything_and_says_where(project: Project) -> None:
@@ -266,7 +120,7 @@ def test_after_a_killed_up_the_next_one_starts_and_leaves_nothing(project: Proje
     assert project.left() == []
 
 
-@pytest.mark.parametrize("name", [*_SERVICES, "postgres", "valkey"])
+@pytest.mark.parametrize("name", [*SERVICES, "postgres", "valkey"])
 def test_what_dies_is_started_again_and_that_is_said(project: Project, name: str) -> None:
     up = project.start().ready()
     child = up.child(name)
@@ -275,14 +129,6 @@ def test_what_dies_is_started_again_and_that_is_said(project: Project, name: str
     assert soon(lambda: any(n.startswith(name) for n in up.children()))
     assert up.child(name).pid != child.pid
     assert up.ends(signal.SIGTERM) == 0
-
-
-def line_of(ended: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a start which could not succeed writes."""
-    assert ended.returncode == 2, ended
-    assert ended.stdout == ""
-    [line] = ended.stderr.splitlines()
-    return line
 
 
 @pytest.mark.parametrize(
@@ -382,7 +228,7 @@ def test_a_named_server_that_answers_is_used(project: Project) -> None:
         DATABASE_PASSWORD=password,
         REDIS_URL=f"redis://127.0.0.1:{project.variables['REDIS_PORT']}/0",
     ).ready()
-    assert set(second.children()) == set(_SERVICES)
+    assert set(second.children()) == set(SERVICES)
     assert re.search(r"PostgreSQL +named by DATABASE_HOST +answers", second.log)
     assert re.search(r"Redis +named by REDIS_URL +answers", second.log)
     assert second.ends(signal.SIGTERM) == 0
@@ -394,88 +240,3 @@ def test_a_second_up_on_the_same_folder_is_refused(project: Project) -> None:
     line = line_of(project.run("up"))
     assert f"another `up`, process {up.process.pid}" in line
     assert health_of(f"http://127.0.0.1:{project.variables['PRODUCER_PORT']}") == 200
-
-
-def test_clean_data_stops_what_runs_and_removes_the_folder(project: Project) -> None:
-    up = project.start().ready()
-    ended = project.run("clean-data --yes")
-    assert ended.returncode == 0, ended
-    assert up.ends() == 0
-    assert not project.data_dir.exists()
-    assert project.left() == []
-
-
-def test_clean_data_ends_what_a_killed_up_left(project: Project) -> None:
-    project.start().ready().ends(signal.SIGKILL)
-    assert project.run("clean-data --yes").returncode == 0
-    assert project.left() == []
-    assert not project.data_dir.exists()
-
-
-def test_clean_data_asks_first(project: Project) -> None:
-    assert project.start().ready().ends(signal.SIGTERM) == 0
-    for answer in ("n\n", ""):
-        assert project.run("clean-data", answer).returncode == 1
-        assert (project.data_dir / "postgres").exists()
-    assert project.run("clean-data", "y\n").returncode == 0
-    assert not project.data_dir.exists()
-    assert project.run("clean-data").returncode == 0
-
-
-def test_clean_data_leaves_folders_that_are_not_ours(project: Project) -> None:
-    theirs = project.folder / "theirs"
-    theirs.mkdir()
-    (theirs / "letter.txt").touch()
-    for folder in (theirs, Path.home(), Path("/")):
-        line = line_of(project.run("clean-data --yes", DATA_DIR=str(folder)))
-        assert line.startswith(f"DATA_DIR={folder.resolve()} was not made by logging-service")
-    assert (theirs / "letter.txt").exists()
-
-
-class Failing:
-    """Something that ends `failures` times before it answers, and then goes on."""
-
-    name = "failing"
-
-    def __init__(self, failures: int, error: Exception) -> None:
-        self._left = failures
-        self._error = error
-
-    async def start(self) -> None:
-        if self._left:
-            self._left -= 1
-            raise self._error
-
-    async def wait(self) -> int:
-        await asyncio.Event().wait()
-        return 0
-
-    async def stop(self, _seconds: float) -> None: ...
-
-    def hurry(self) -> None: ...
-
-
-async def test_pauses_grow_from_nothing() -> None:
-    said: list[str] = []
-    answers = asyncio.Event()
-    failing = Failing(3, BackendUnavailable("ended with code 1"))
-    kept = asyncio.create_task(keep_running(failing, said.append, answers, patient=True))
-    await asyncio.wait_for(answers.wait(), 10)
-    kept.cancel()
-    assert [line.removeprefix("failing ended with code 1; ") for line in said] == [
-        "starting it again at once",
-        "starting it again in 0.2 s",
-        "starting it again in 0.4 s",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("error", "patient"),
-    [(BackendUnavailable(), False), (SettingsError(), False), (SettingsError(), True)],
-)
-async def test_a_first_start_that_cannot_succeed_is_not_repeated(
-    error: Exception,
-    patient: bool,  # noqa: FBT001 - a parameter of the test
-) -> None:
-    with pytest.raises(type(error)):
-        await keep_running(Failing(1, error), print, asyncio.Event(), patient=patient)
