@@ -36,6 +36,8 @@ _ACQUIRE_SECONDS = 5.0
 _STATEMENT_MS = 10_000
 _FIRST_CHUNK, _SMALLEST_CHUNK, _LARGEST_CHUNK = 200, 20, 20_000
 _QUICK_SECONDS, _SLOW_SECONDS = 0.05, 0.2
+# An answer holds 16 MiB and a slice more: rows are fetched in slices of at most 15 MiB.
+_PAGE_BYTES, _SLICE = 16 * 1024 * 1024, 60
 _KEY_COLUMNS = "event_id, timestamp, matches, place"
 
 
@@ -72,10 +74,15 @@ class _Search:
         self._chunk = _FIRST_CHUNK
 
     async def collect(self, most: int, columns: str) -> list[asyncpg.Record]:
-        """Return the next matches, `most` of them unless the rows or the time come to an end."""
+        """Return the next matches, `most` unless the rows, the time or the room come to an end."""
         found: list[asyncpg.Record] = []
-        while len(found) < most and not self.ended:
-            found += await self._next_chunk(most - len(found), columns)
+        room = _PAGE_BYTES
+        while len(found) < most and not self.ended and room > 0:
+            wanted = most - len(found)
+            slice_ = min(wanted, _SLICE) if columns == "*" else wanted
+            rows = await self._next_chunk(slice_, columns)
+            found += rows
+            room -= _size(rows)
             if time.monotonic() >= self._deadline:
                 break
         return found
@@ -88,7 +95,7 @@ class _Search:
             rows = await self._read(most, columns, Statement.GUARDED)
         self._adapt(time.monotonic() - began)
         if rows:
-            self.after = EventKey(rows[-1]["timestamp"], rows[-1]["event_id"])
+            self.after = _key_of(rows[-1])
         self.ended = len(rows) < most and (not rows or rows[-1]["place"] < chunk)
         return [row for row in rows if row["matches"]]
 
@@ -124,8 +131,9 @@ class PostgresReader:
     async def page(self, wanted: Filter, after: EventKey | None, limit: int, skip: int = 0) -> Page:
         """Return events behind `after`, `limit` at the most, leaving out the first `skip`.
 
-        A filter that reads rows, and one by source, is given two seconds, and then the page is
-        `partial`; whoever goes on from its `after` meets every event once.
+        A filter that reads rows, and one by source, is given two seconds, and a page holds about
+        16 MiB; a page that ends there is `partial`, and whoever goes on from its `after` meets
+        every event once.
         """
         if _reads_rows(wanted):
             return await self._search(wanted, after, limit, skip)
@@ -135,10 +143,7 @@ class PostgresReader:
                     after = await _key_at(connection, wanted, after, skip)
                     if after is None:
                         return Page([], None)
-                statement = Statement(wanted)
-                text = statement.rows(after, limit + 1)
-                rows = await connection.fetch(text, *statement.values)
-                return _page(rows, limit, None)
+                return await _quick_page(connection, wanted, after, limit)
 
     async def _search(self, wanted: Filter, after: EventKey | None, limit: int, skip: int) -> Page:
         with weather("search"):
@@ -224,6 +229,32 @@ class PostgresReader:
 
     def _connection(self) -> Any:
         return self._pool.acquire(timeout=_ACQUIRE_SECONDS)
+
+
+async def _quick_page(
+    connection: asyncpg.Connection, wanted: Filter, after: EventKey | None, limit: int
+) -> Page:
+    statement = Statement(wanted)
+    text = statement.rows(after, limit + 1)
+    if limit < _SLICE:
+        return _page(await connection.fetch(text, *statement.values), limit, None)
+    rows: list[asyncpg.Record] = []
+    room, ended = _PAGE_BYTES, False
+    async with connection.transaction(readonly=True):
+        cursor = await connection.cursor(text, *statement.values)
+        while room > 0 and not ended:
+            rows += (more := await cursor.fetch(_SLICE))
+            room -= _size(more)
+            ended = len(more) < _SLICE
+    return _page(rows, limit, None if ended else _key_of(rows[-1]))
+
+
+def _size(rows: Sequence[asyncpg.Record]) -> int:
+    return sum(len(row["payload"]) for row in rows if "payload" in row)
+
+
+def _key_of(row: asyncpg.Record) -> EventKey:
+    return EventKey(row["timestamp"], row["event_id"])
 
 
 async def _found_page(search: _Search, limit: int, skip: int) -> Page:

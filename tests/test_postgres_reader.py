@@ -203,6 +203,25 @@ async def test_a_payload_that_has_no_text_hides_no_other_event(
         assert (await reader.total(wanted)).is_estimate
 
 
+@pytest.mark.parametrize("wanted", [Filter(), Filter(source="tests")])
+async def test_a_page_of_large_events_ends_early_and_following_it_meets_every_event_once(
+    database_url: str, wanted: Filter
+) -> None:
+    large = b'{"text":"' + b"x" * 250_000 + b'"}'
+    rows = [a_row(seconds, payload=large) for seconds in range(150)]
+    await store_rows(database_url, rows)
+    async with open_postgres_reader(database_url, connections=1) as reader:
+        met, after, pages = [], None, 0
+        while pages == 0 or after is not None:
+            page = await reader.page(wanted, after, 1000)
+            assert sum(len(bytes(event.payload)) for event in page.events) < 32 * 1024 * 1024
+            assert page.partial == (page.after is not None)
+            met += [event.event_id for event in page.events]
+            after, pages = page.after, pages + 1
+    assert met == [row.event_id for row in reversed(rows)]
+    assert pages > 1
+
+
 async def test_without_time_a_page_is_partial_and_following_it_meets_every_event_once(
     database_url: str,
 ) -> None:
