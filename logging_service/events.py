@@ -42,17 +42,32 @@ class Origin:
     def __init__(
         self, source: str, trace_id: str | None, request_id: str | None, received_at: int
     ) -> None:
-        self.source = _text_column(source)
-        self.trace_id = _text_column(trace_id)
-        self.request_id = _text_column(request_id)
+        self.source = source
+        self.trace_id = trace_id
+        self.request_id = request_id
         self.received_at = received_at
-        self.columns = self.with_ids(None, None)
+        self.columns = (
+            _columns_of_source(source)
+            if trace_id is None and request_id is None
+            else _columns(source, trace_id, request_id)
+        )
 
     def with_ids(self, trace_id: str | None, request_id: str | None) -> bytes:
         """Return the columns from source to redactions; an event's own ids win."""
-        trace = self.trace_id if trace_id is None else _text_column(trace_id)
-        request = self.request_id if request_id is None else _text_column(request_id)
-        return b"".join((self.source, trace, request, NULL))
+        return _columns(
+            self.source,
+            self.trace_id if trace_id is None else trace_id,
+            self.request_id if request_id is None else request_id,
+        )
+
+
+def _columns(source: str, trace_id: str | None, request_id: str | None) -> bytes:
+    return b"".join((*map(_text_column, (source, trace_id, request_id)), NULL))
+
+
+@lru_cache(maxsize=256)
+def _columns_of_source(source: str) -> bytes:
+    return _columns(source, None, None)
 
 
 def _text_column(text: str | None) -> bytes:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from logging_service.errors import BackendUnavailable
 from logging_service.ports import Ack, EventQueue
 
-Settled = Callable[[Ack | BackendUnavailable], None]
+Outcome = Ack | BackendUnavailable
+Settled = Callable[[Outcome], None]
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _MAX_WRITE_BYTES = 8 * 1024 * 1024
 
@@ -60,7 +61,7 @@ class GroupCommit:
             group.append(self._waiting.popleft())
             size += group[-1].size
         self._waiting_bytes -= size
-        outcome: Ack | BackendUnavailable
+        outcome: Outcome
         try:
             outcome = await self._queue.put([event for one in group for event in one.events])
         except BackendUnavailable as error:

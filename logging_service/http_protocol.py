@@ -50,6 +50,9 @@ class _Phase(Enum):
     LINGER = _LINGER_SECONDS
 
 
+_BETWEEN = frozenset({_Phase.HEADER, _Phase.IDLE})
+
+
 class _Nothing:
     def set(self) -> None:
         """Take the place of the event that an ASGI cycle waits on."""
@@ -78,13 +81,16 @@ class LimitedProtocol(HttpToolsProtocol):
     service = "query_service"
     cycle: Any
     phase = _Phase.HEADER
-    since = 0.0
-    _header_bytes = 0
+    # How many requests have begun: with the phase it tells the sweeper whether anything moved.
+    begun = 0
+    _seen: tuple[_Phase, int] | None = None
+    _seen_at = 0.0
+    _chunk = 0
+    _header_fed = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the time in which the first header has to come."""
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._enter(_Phase.HEADER)
         if "sweeper" not in self.app_state:
             self.app_state["sweeper"] = self.loop.call_later(_SWEEP_SECONDS, self._sweep_all)
 
@@ -92,45 +98,54 @@ class LimitedProtocol(HttpToolsProtocol):
         """Feed the parser, as long as the sender is within the limits."""
         if self.phase is _Phase.LINGER:
             return
-        if self.phase is _Phase.IDLE:
-            self._enter(_Phase.HEADER)
+        between, begun = self.phase in _BETWEEN, self.begun
+        if between:
+            self.phase = _Phase.HEADER
+        self._chunk = len(data)
         super().data_received(data)
         if self.phase is _Phase.HEADER:
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES:
+            # Of a chunk that holds the end of another request it is not known how much is header.
+            if between and self.begun <= begun + 1:
+                self._header_fed += len(data)
+            if self._header_fed > MAX_HEADER_BYTES:
                 self.refuse(HeaderTooLarge())
 
     def on_message_begin(self) -> None:
         """Collect the header; uvicorn's own beginning waits until it is known to be needed."""
-        self._enter(_Phase.HEADER)
-        self._header_bytes = 0
+        if self.phase is _Phase.LINGER:
+            return
+        self.phase = _Phase.HEADER
+        self.begun += 1
+        self._header_fed = 0
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
 
-    def on_url(self, url: bytes) -> None:
-        """Collect the target, counted as part of the header."""
-        self._header_bytes += len(url)
-        self.url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect one header line."""
-        self._header_bytes += len(name) + len(value) + 4
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Hand the request to uvicorn."""
-        if self.phase is _Phase.LINGER:
+        if not self.header_fits():
             return
-        if self._header_bytes > MAX_HEADER_BYTES:
-            self.refuse(HeaderTooLarge())
-            return
-        self._enter(_Phase.BODY)
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
         super().on_headers_complete()
+
+    def header_fits(self) -> bool:
+        """Whether the header that is complete now is within the limit; refuse it if not."""
+        if self.phase is _Phase.LINGER:
+            return False
+        # A header that came in one small chunk fits; any other is measured.
+        is_small = self._chunk <= MAX_HEADER_BYTES and not self._header_fed
+        if not is_small and self._header_bytes() > MAX_HEADER_BYTES:
+            self.refuse(HeaderTooLarge())
+            return False
+        self.phase = _Phase.BODY
+        return True
+
+    def _header_bytes(self) -> int:
+        lines = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self.url) + lines
 
     def on_body(self, body: bytes) -> None:
         """Collect a part of the body."""
@@ -140,7 +155,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Leave the sender's time: from here on it is ours."""
         if self.phase is not _Phase.LINGER:
-            self._enter(_Phase.ANSWER)
+            self.phase = _Phase.ANSWER
             super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -152,15 +167,26 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
             if self.phase is _Phase.ANSWER:
-                self._enter(_Phase.IDLE)
+                self.phase = _Phase.IDLE
 
     def refuse(self, error: LoggingServiceError, endpoint: str = "other") -> None:
-        """Answer with a problem document, read no further and close soon."""
+        """Answer with a problem document, read no further and close soon.
+
+        Behind a request that is still being answered there is no place for another answer: the
+        connection is closed after that one.
+        """
+        answering = self.phase is _Phase.HEADER and not self.is_free()
+        self.phase = _Phase.LINGER
+        if answering or self.pipeline:
+            self.cycle.keep_alive = False
+            return
         self.send_answer(refusal(error), endpoint, time.monotonic(), keep_alive=False)
-        if not self.transport.is_closing():
-            self._enter(_Phase.LINGER)
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+
+    def is_free(self) -> bool:
+        """Whether no request of this connection is being answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def send_answer(self, answer: Answer, endpoint: str, began: float, *, keep_alive: bool) -> None:
         """Write a whole answer and count it; `began` is by the monotonic clock."""
@@ -181,10 +207,14 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def sweep(self, now: float) -> None:
         """Close the connection when its time is over."""
-        most = self.phase.value if self.phase is not _Phase.IDLE else self.timeout_keep_alive
-        if now - self.since < most or self.transport.is_closing():
+        seen = (self.phase, self.begun)
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, now
             return
-        if self.phase is _Phase.BODY or (self.phase is _Phase.HEADER and self._header_bytes):
+        most = self.phase.value if self.phase is not _Phase.IDLE else self.timeout_keep_alive
+        if now - self._seen_at < most or self.transport.is_closing():
+            return
+        if self.phase is _Phase.BODY or (self.phase is _Phase.HEADER and self._header_fed):
             self.refuse(TooSlow())
         else:
             self.transport.close()
@@ -200,10 +230,6 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             del self.app_state["sweeper"]
 
-    def _enter(self, phase: _Phase) -> None:
-        self.phase = phase
-        self.since = self.loop.time()
-
 
 class WriteProtocol(LimitedProtocol):
     """Answers plain `POST /log` and `POST /logs` itself, with the WritePath of the app's state."""
@@ -214,11 +240,12 @@ class WriteProtocol(LimitedProtocol):
         """Begin a write request, or hand any other to uvicorn."""
         path, _, query = self.url.partition(b"?")
         endpoint = _ENDPOINTS.get(path)
-        if endpoint is None or not self._is_plain() or self._header_bytes > MAX_HEADER_BYTES:
+        if endpoint is None or not self._is_plain():
             super().on_headers_complete()
             return
+        if not self.header_fits():
+            return
         self.cycle = write = _Write(endpoint, query, keep_alive=self.parser.should_keep_alive())
-        self._enter(_Phase.BODY)
         if _declared_size(self.headers) > write.limit:
             self._refuse_body(write)
 
@@ -229,13 +256,12 @@ class WriteProtocol(LimitedProtocol):
 
     def _is_plain(self) -> bool:
         return (
-            self.phase is not _Phase.LINGER
-            and self.parser.get_method() == b"POST"
+            self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and not self.parser.should_upgrade()
             and not self.expect_100_continue
             and not self.root_path
-            and (self.cycle is None or self.cycle.response_complete)
+            and self.is_free()
         )
 
     def on_body(self, body: bytes) -> None:
@@ -260,7 +286,7 @@ class WriteProtocol(LimitedProtocol):
             return
         if write.response_complete:
             return
-        self._enter(_Phase.ANSWER)
+        self.phase = _Phase.ANSWER
         body = write.body[0] if len(write.body) == 1 else b"".join(write.body)
         write.body = []
         path: WritePath = self.app_state["write_path"]

@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -135,6 +136,7 @@ def read_one(body: bytes, encoder: EventEncoder, origin: Origin) -> Encoded:
     return encoder.encode(sent, origin, walk=is_suspicious(body))
 
 
+@lru_cache(maxsize=64)
 def check_json(content_type: str) -> None:
     """Raise BodyNotSupported for a Content-Type that is not JSON; none at all is taken as JSON."""
     media = content_type.partition(";")[0].strip().lower()

@@ -1,6 +1,7 @@
 """Every metric of the services, in one place, with what a rise of it means."""
 
 from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -140,9 +141,10 @@ def observe_request(service: str, endpoint: str, method: str, status: int, secon
 _event_types: dict[str, Callable[[float], None]] = {}
 
 
-def count_events(event_types: Iterable[tuple[str, int]]) -> None:
+def count_events(event_types: Sequence[str]) -> None:
     """Count acknowledged events by type; past a hundred types the rest is `other`."""
-    for event_type, number in event_types:
+    each = {event_types[0]: 1} if len(event_types) == 1 else Counts(event_types)
+    for event_type, number in each.items():
         count = _event_types.get(event_type)
         if count is None:
             label = event_type if len(_event_types) < MAX_EVENT_TYPES else "other"

@@ -5,7 +5,6 @@ without a task, a scope or a framework.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qs
@@ -19,7 +18,7 @@ from logging_service import metrics, wire
 from logging_service.auth import Keyring
 from logging_service.errors import BackendUnavailable, LoggingServiceError, QueryRejected
 from logging_service.events import Encoded, EventEncoder, Origin
-from logging_service.group_commit import GroupCommit
+from logging_service.group_commit import GroupCommit, Outcome
 from logging_service.intake import (
     MAX_BODY_BYTES,
     MAX_SINGLE_BYTES,
@@ -31,7 +30,7 @@ from logging_service.intake import (
     read_many,
     read_one,
 )
-from logging_service.ports import Ack, EventKey
+from logging_service.ports import EventKey
 from logging_service.rate_limit import RateLimiter
 from logging_service.stored_watch import StoredWatch
 from logging_service.web import problem, problem_for, request_id_from
@@ -142,11 +141,11 @@ class WritePath:
         *,
         waits: bool,
     ) -> None:
-        def settled(outcome: Ack | BackendUnavailable) -> None:
+        def settled(outcome: Outcome) -> None:
             if isinstance(outcome, BackendUnavailable):
                 finish(refusal(outcome))
                 return
-            metrics.count_events(Counter(event.event_type for event in events).items())
+            metrics.count_events([event.event_type for event in events])
             if not waits:
                 finish(answer(outcome))
                 return
