@@ -61,21 +61,21 @@ def sort_events(delivery: Delivery, ttl_seconds: int, now: int) -> Sorted:
     Events of one session come together: the session index then takes them a fifth faster.
     """
     events: list[bytes] = []
+    received: list[int] = []
     dead: list[DeadLetter] = []
     oldest = now - ttl_seconds * 1_000_000
-    expired = 0
     for event in delivery.events:
         try:
-            wire.check(event)
+            moment = wire.check(event)
         except ValueError as error:
             dead.append(DeadLetter(event, "unreadable", str(error), delivery.attempts))
             continue
-        if wire.received_at(event) < oldest:
-            expired += 1
-        else:
+        if moment >= oldest:
             events.append(event)
+            received.append(moment)
+    expired = len(delivery.events) - len(events) - len(dead)
     events.sort(key=wire.session_of)
-    return Sorted(delivery, events, expired, dead)
+    return Sorted(delivery, events, received, expired, dead)
 
 
 class Consumer:
@@ -216,8 +216,7 @@ def _count(batch: Sorted, appended: Appended) -> None:
     metrics.EVENTS_DEAD_LETTERED.inc(appended.dead_lettered)
     metrics.EVENTS_EXPIRED.inc(appended.expired)
     now = wire.now_micros()
-    delays = ((now - wire.received_at(event)) / 1e6 for event in batch.events)
-    metrics.EVENT_DELAY.observe_many(delays)
+    metrics.EVENT_DELAY.observe_many([(now - moment) / 1e6 for moment in batch.received])
     if appended.dead_lettered or appended.expired:
         _log.warning("events_not_stored", **appended._asdict())
 

@@ -144,7 +144,6 @@ def check_text(name: str, text: str | None, most: int) -> str | None:
 _SUSPICIOUS = re2.compile(
     rb"\\u|[\x00-\x20:,\[]-?[0-9][0-9.]{15}|[\x00-\x20:,\[]-?[0-9][0-9.]*[eE]\+?[0-9]{3}"
 )
-_OPENING = re.compile(rb"[{\[]")
 
 
 def is_suspicious(body: bytes) -> bool:
@@ -249,7 +248,7 @@ class EventEncoder:
 
     def encode(self, sent: SentEvent, origin: Origin, *, walk: bool) -> Encoded:
         """Return the event's bytes; raises EventRejected naming the first field at fault."""
-        texts = check_event_type(sent.event_type) + _session_column(sent.session_id)
+        texts = _session_column(sent.session_id) + check_event_type(sent.event_type)
         if sent.trace_id is None and sent.request_id is None:
             texts += origin.columns
         else:

@@ -160,10 +160,14 @@ class DeadLetter(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sorted:
-    """A delivery after decoding: what to store, what is too old, what is beyond repair."""
+    """A delivery after decoding: what to store, what is too old, what is beyond repair.
+
+    `received` tells when the events were received, in microseconds since 2000, in no order.
+    """
 
     delivery: Delivery
     events: list[bytes]
+    received: list[int] = field(default_factory=list)
     expired: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
 

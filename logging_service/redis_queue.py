@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from hiredis import ReplyError
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -17,6 +18,7 @@ from redis.exceptions import RedisError
 from logging_service import wire
 from logging_service.errors import BackendUnavailable
 from logging_service.ports import Ack, Delivery, QueueStatus
+from logging_service.resp import Pipe, pack
 
 _LUA = Path(__file__).parent / "lua"
 _CHUNK_EVENTS = 1000
@@ -26,6 +28,7 @@ _TAKE_BYTES = 16 * 1024 * 1024
 _POLL_SECONDS = 0.02
 _RATE_SECONDS = 30
 _CONNECTIONS = 8
+_MULTI, _EXEC = pack(("MULTI",)), pack(("EXEC",))
 
 
 @contextmanager
@@ -40,11 +43,11 @@ class RedisQueue:
     """An EventQueue in Redis; leases run by the server's clock."""
 
     def __init__(
-        self, client: Redis, name: str, ttl_seconds: int, lease_seconds: float = 30
+        self, client: Redis, pipe: Pipe, name: str, ttl_seconds: int, lease_seconds: float
     ) -> None:
         self._client = client
+        self._pipe = pipe
         self._name = name
-        self._ttl_seconds = ttl_seconds
         self._lease_ms = round(lease_seconds * 1000)
         # The hash tag keeps every key of a queue in one slot of a cluster.
         self._leases = f"{{{name}}}:leases"
@@ -52,6 +55,8 @@ class RedisQueue:
         self._lease_prefix = f"{{{name}}}:lease:"
         self._done = f"{{{name}}}:done"
         self._accepted = f"{{{name}}}:accepted"
+        # A net for a queue that everybody left; an event's own age is the consumer's to judge.
+        self._expire = pack(("EXPIRE", name, 2 * ttl_seconds))
         self._scripts = {
             name: client.register_script((_LUA / f"{name}.lua").read_text(encoding="utf-8"))
             for name in ("take", "done", "postpone", "status")
@@ -59,14 +64,14 @@ class RedisQueue:
 
     async def put(self, events: Sequence[bytes]) -> Ack:
         """Hold `events` durably, all or none; raises BackendUnavailable."""
-        with _weather():
-            async with self._client.pipeline(transaction=True) as pipe:
-                for chunk in _chunks(events):
-                    pipe.rpush(self._name, *chunk)
-                pipe.incrby(self._accepted, len(events))
-                # A net for a queue that everybody left; an event's own age is the consumer's.
-                pipe.expire(self._name, 2 * self._ttl_seconds)
-                await pipe.execute()
+        commands = [pack(("RPUSH", self._name, *chunk)) for chunk in _chunks(events)]
+        commands.append(pack(("INCRBY", self._accepted, len(events))))
+        packed = b"".join((_MULTI, *commands, self._expire, _EXEC))
+        # MULTI, each command queued, EXPIRE queued, EXEC with what each has done.
+        replies = await self._pipe.call(packed, len(commands) + 3)
+        for reply in (*replies[:-1], *(replies[-1] if isinstance(replies[-1], list) else replies)):
+            if isinstance(reply, ReplyError):
+                raise BackendUnavailable(f"redis: {reply}")
         return "queued"
 
     async def take(self, limit: int, wait_seconds: float) -> Delivery | None:
@@ -164,4 +169,8 @@ async def open_redis_queue(
         retry=Retry(NoBackoff(), 0),
     )
     async with Redis.from_pool(pool) as client:
-        yield RedisQueue(client, name, ttl_seconds, lease_seconds)
+        pipe = Pipe(url, timeout_ms / 1000)
+        try:
+            yield RedisQueue(client, pipe, name, ttl_seconds, lease_seconds)
+        finally:
+            pipe.close()

@@ -19,8 +19,9 @@ from servers import run_service, run_to_end
 from logging_service import wire
 from logging_service.consumer import Consumer
 from logging_service.errors import SchemaMismatch
+from logging_service.ports import EventQueue
 from logging_service.postgres_store import open_postgres_store
-from logging_service.redis_queue import RedisQueue, open_redis_queue
+from logging_service.redis_queue import open_redis_queue
 
 
 @pytest.fixture
@@ -30,8 +31,12 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def queue(redis: Redis) -> RedisQueue:
-    return RedisQueue(redis, "log_queue", ttl_seconds=3600)
+async def queue(redis_url: str, redis: Redis) -> AsyncIterator[EventQueue]:
+    assert await redis.dbsize() == 0
+    async with open_redis_queue(
+        redis_url, name="log_queue", ttl_seconds=3600, timeout_ms=2000
+    ) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -85,7 +90,7 @@ async def is_empty(redis: Redis) -> bool:
 
 
 async def test_what_waits_is_stored_and_leaves_the_queue(
-    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+    queue: EventQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
 ) -> None:
     events = [an_event(payload={"n": n}) for n in range(1234)]
     await queue.put(events)
@@ -97,7 +102,7 @@ async def test_what_waits_is_stored_and_leaves_the_queue(
 
 
 async def test_several_consumers_share_the_work_and_store_everything_once(
-    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+    queue: EventQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
 ) -> None:
     await queue.put([an_event(payload={"n": n}) for n in range(3000)])
     async with consuming(redis_url, database_url), consuming(redis_url, database_url):
@@ -107,7 +112,7 @@ async def test_several_consumers_share_the_work_and_store_everything_once(
 
 
 async def test_events_that_waited_too_long_are_counted_and_not_stored(
-    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+    queue: EventQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
 ) -> None:
     long_ago = wire.now_micros() - 3_700_000_000
     await queue.put([an_event(received_at=long_ago), an_event(), an_event(received_at=long_ago)])
@@ -118,7 +123,7 @@ async def test_events_that_waited_too_long_are_counted_and_not_stored(
 
 
 async def test_what_cannot_be_read_is_put_aside_and_holds_nothing_up(
-    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+    queue: EventQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
 ) -> None:
     flipped = bytearray(an_event(payload={"n": 1}))
     flipped[-3] ^= 1
@@ -133,7 +138,7 @@ async def test_what_cannot_be_read_is_put_aside_and_holds_nothing_up(
 
 
 async def test_a_database_that_goes_away_and_comes_back_costs_nothing(
-    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+    queue: EventQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
 ) -> None:
     async with before(database_url) as (relay, through), consuming(redis_url, through):
         await queue.put([an_event(payload={"n": n}) for n in range(500)])
@@ -149,7 +154,7 @@ async def test_a_database_that_goes_away_and_comes_back_costs_nothing(
 
 
 async def test_a_queue_that_goes_away_and_comes_back_costs_nothing(
-    queue: RedisQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
+    queue: EventQueue, redis: Redis, redis_url: str, database_url: str, database: asyncpg.Connection
 ) -> None:
     async with before(redis_url) as (relay, through), consuming(through, database_url):
         await queue.put([an_event(payload={"n": n}) for n in range(500)])
@@ -164,7 +169,7 @@ async def test_a_queue_that_goes_away_and_comes_back_costs_nothing(
 
 
 async def test_a_consumer_without_a_database_stops_and_gives_back(
-    queue: RedisQueue, redis: Redis, redis_url: str, free_port: int
+    queue: EventQueue, redis: Redis, redis_url: str, free_port: int
 ) -> None:
     await queue.put([an_event()])
     async with consuming(redis_url, f"postgresql://nobody@127.0.0.1:{free_port}/none"):
@@ -175,7 +180,7 @@ async def test_a_consumer_without_a_database_stops_and_gives_back(
 
 
 async def test_a_schema_that_does_not_fit_ends_the_consumer(
-    queue: RedisQueue, redis_url: str, database_url: str, database: asyncpg.Connection
+    queue: EventQueue, redis_url: str, database_url: str, database: asyncpg.Connection
 ) -> None:
     await database.execute("ALTER TABLE deliveries RENAME COLUMN stored TO kept")
     await queue.put([an_event()])
@@ -186,7 +191,7 @@ async def test_a_schema_that_does_not_fit_ends_the_consumer(
 
 
 async def test_a_consumer_killed_again_and_again_stores_everything_once(
-    queue: RedisQueue, redis: Redis, environment: dict[str, str], database: asyncpg.Connection
+    queue: EventQueue, redis: Redis, environment: dict[str, str], database: asyncpg.Connection
 ) -> None:
     small_batches = {**environment, "CONSUMER_BATCH_SIZE": "200"}
     total = 0
@@ -213,7 +218,7 @@ async def more_than(database: asyncpg.Connection, stored: int) -> bool:
 
 
 async def test_sigterm_finishes_what_was_taken(
-    queue: RedisQueue, redis: Redis, environment: dict[str, str], database: asyncpg.Connection
+    queue: EventQueue, redis: Redis, environment: dict[str, str], database: asyncpg.Connection
 ) -> None:
     await queue.put([an_event(payload={"n": n}) for n in range(50_000)])
     with run_service("consumer", {**environment, "CONSUMER_BATCH_SIZE": "500"}) as consumer:
@@ -247,7 +252,7 @@ def health(url: str) -> requests.Response:
 
 
 async def test_servers_that_are_not_there_yet_are_waited_for(
-    queue: RedisQueue, redis_url: str, environment: dict[str, str], database: asyncpg.Connection
+    queue: EventQueue, redis_url: str, environment: dict[str, str], database: asyncpg.Connection
 ) -> None:
     async with (
         before(redis_url) as (redis_relay, redis_through),

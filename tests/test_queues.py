@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from logging_service import wire
 from logging_service.errors import BackendUnavailable
 from logging_service.ports import Delivery, EventQueue
-from logging_service.redis_queue import RedisQueue, open_redis_queue
+from logging_service.redis_queue import open_redis_queue
 
 LEASE_SECONDS = 0.2
 
@@ -25,8 +25,12 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def queue(redis: Redis) -> EventQueue:
-    return RedisQueue(redis, "log_queue", ttl_seconds=60, lease_seconds=LEASE_SECONDS)
+async def queue(redis_url: str, redis: Redis) -> AsyncIterator[EventQueue]:
+    assert await redis.dbsize() == 0
+    async with open_redis_queue(
+        redis_url, name="log_queue", ttl_seconds=60, timeout_ms=2000, lease_seconds=LEASE_SECONDS
+    ) as opened:
+        yield opened
 
 
 async def take(queue: EventQueue, limit: int = 100, wait_seconds: float = 0) -> Delivery:

@@ -29,7 +29,7 @@ async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 def a_batch(events: list[bytes], *, attempts: int = 1, expired: int = 0) -> Sorted:
-    return Sorted(Delivery(uuid.uuid4(), events, attempts), events, expired)
+    return Sorted(Delivery(uuid.uuid4(), events, attempts), events, expired=expired)
 
 
 async def count(database: asyncpg.Connection, table: str = "log_events") -> int:
@@ -173,8 +173,8 @@ def damaged(payload: bytes) -> bytes:
     made = wire.decode(an_event())
     texts = b"".join(
         (
-            wire.column(b"review_started"),
             wire.NULL,
+            wire.column(b"review_started"),
             wire.column(b"tests"),
             wire.NULL,
             wire.NULL,
@@ -203,7 +203,7 @@ async def test_what_could_not_be_read_lies_among_the_dead_letters(
 ) -> None:
     letter = DeadLetter(b"garbage", "unreadable", "format 67 is not known", 1)
     batch = a_batch([an_event()])
-    batch = Sorted(batch.delivery, batch.events, 2, [letter])
+    batch = Sorted(batch.delivery, batch.events, expired=2, dead=[letter])
     assert await store.append(batch) == Appended(1, 0, 1, 2)
     row = await database.fetchrow(
         "SELECT stored, duplicates, dead_lettered, expired FROM deliveries"
