@@ -30,7 +30,12 @@ from logging_service.errors import (
 )
 from logging_service.logs import configure_logs
 from logging_service.ports import Appended, DeadLetter, Delivery, EventQueue, EventStore, Sorted
-from logging_service.server import forward_library_logs, refuse_to_start, serving
+from logging_service.server import (
+    forward_library_logs,
+    refuse_to_start,
+    serving,
+    spare_the_collector,
+)
 from logging_service.settings import Settings, load_settings
 from logging_service.web import (
     Check,
@@ -282,6 +287,7 @@ async def consume(settings: Settings) -> None:
         )
         _on_signals(stopping, settings.shutdown_grace_seconds)
         await _wait_for_schema(settings, store, stopping)
+        spare_the_collector()
         _log.info("consuming", queue=settings.redis_queue_name)
         await consumer.run()
     _log.info("stopped")

@@ -12,6 +12,8 @@ Outcome = Ack | BackendUnavailable
 Settled = Callable[[Outcome], None]
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _MAX_WRITE_BYTES = 8 * 1024 * 1024
+# While the server waits for its disk with one write, it can take in the next.
+_MAX_WRITES = 4
 
 
 class _Waiting(NamedTuple):
@@ -27,7 +29,8 @@ class GroupCommit:
         self._queue = queue
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
-        self._writer: asyncio.Task[None] | None = None
+        self._writes: set[asyncio.Task[None]] = set()
+        self._is_due = False
 
     def put(self, events: Sequence[bytes], settled: Settled) -> None:
         """Call `settled` once the queue holds all of `events`, or with why that is not known.
@@ -39,32 +42,41 @@ class GroupCommit:
             raise BackendUnavailable("the queue takes events more slowly than they come")
         self._waiting_bytes += size
         self._waiting.append(_Waiting(events, size, settled))
-        if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(self._write())
+        if not self._is_due and len(self._writes) < _MAX_WRITES:
+            # At the end of this turn of the loop, with what comes until then.
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._begin)
 
     async def drain(self) -> None:
         """Return when nothing waits any more."""
-        while self._writer is not None:
-            await asyncio.wait({self._writer})
+        while self._waiting or self._writes:
+            await asyncio.wait(self._writes) if self._writes else await asyncio.sleep(0)
 
-    async def _write(self) -> None:
-        try:
-            while self._waiting:
-                await self._write_some()
-        finally:
-            self._writer = None
+    def _begin(self) -> None:
+        self._is_due = False
+        if self._waiting:
+            task = asyncio.get_running_loop().create_task(self._write(self._group()))
+            self._writes.add(task)
+            task.add_done_callback(self._ended)
 
-    async def _write_some(self) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._writes.discard(task)
+        self._begin()
+
+    def _group(self) -> list[_Waiting]:
         group: list[_Waiting] = []
         size = 0
         while self._waiting and (not group or size + self._waiting[0].size <= _MAX_WRITE_BYTES):
             group.append(self._waiting.popleft())
             size += group[-1].size
-        self._waiting_bytes -= size
+        return group
+
+    async def _write(self, group: list[_Waiting]) -> None:
         outcome: Outcome
         try:
             outcome = await self._queue.put([event for one in group for event in one.events])
         except BackendUnavailable as error:
             outcome = error
+        self._waiting_bytes -= sum(one.size for one in group)
         for one in group:
             one.settled(outcome)

@@ -38,7 +38,7 @@ from logging_service.intake import MAX_EVENTS
 from logging_service.logs import configure_logs
 from logging_service.ports import EventQueue, EventStore
 from logging_service.rate_limit import RateLimiter
-from logging_service.server import refuse_to_start, serve
+from logging_service.server import refuse_to_start, serve, spare_the_collector
 from logging_service.settings import load_settings
 from logging_service.stored_watch import StoredWatch
 from logging_service.web import (
@@ -146,6 +146,7 @@ def create_app() -> RequestContext:
             stack.push_async_callback(watch.drain)
             stack.push_async_callback(commit.drain)
             encoder = EventEncoder(settings.log_ttl_days)
+            spare_the_collector()
             yield {
                 "write_path": WritePath(keyring, limiter, commit, watch, encoder),
                 "status": Status(queue, store),

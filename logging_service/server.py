@@ -1,6 +1,7 @@
 """Runs an application on uvicorn with our limits, our log and our way to say no."""
 
 import asyncio
+import gc
 import logging
 import math
 import signal
@@ -36,6 +37,16 @@ class _ToStructlog(logging.Handler):
 def forward_library_logs() -> None:
     """Send the warnings of uvicorn, asyncio and the rest through structlog."""
     logging.basicConfig(handlers=[_ToStructlog()], level=logging.WARNING, force=True)
+
+
+def spare_the_collector() -> None:
+    """Let the garbage collector pass over what lives as long as the process, and run seldom.
+
+    Requests make no cycles, and looking for some took a tenth of the producer's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def refuse_to_start(message: str) -> NoReturn:
