@@ -61,10 +61,7 @@ _LONGEST_PAUSE_SECONDS = 5.0
 
 
 def sort_events(delivery: Delivery, ttl_seconds: int, now: int) -> Sorted:
-    """Return what of a delivery is to be stored, is too old or cannot be read.
-
-    Events of one session come together: the session index then takes them a fifth faster.
-    """
+    """Return what of a delivery is to be stored, is too old or cannot be read."""
     events: list[bytes] = []
     received: list[int] = []
     dead: list[DeadLetter] = []
@@ -79,7 +76,6 @@ def sort_events(delivery: Delivery, ttl_seconds: int, now: int) -> Sorted:
             events.append(event)
             received.append(moment)
     expired = len(delivery.events) - len(events) - len(dead)
-    events.sort(key=wire.session_of)
     return Sorted(delivery, events, received, expired, dead)
 
 
@@ -124,6 +120,13 @@ class Consumer:
             await asyncio.gather(*housekeeping, return_exceptions=True)
 
     async def _work(self) -> None:
+        try:
+            await self._work_until_stopped()
+        finally:
+            # One worker's end is the end of both.
+            self._stopping.set()
+
+    async def _work_until_stopped(self) -> None:
         pause = _Pause("queue_unavailable", self._stopping)
         while not self._stopping.is_set():
             try:

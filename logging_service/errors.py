@@ -65,6 +65,10 @@ class HeaderTooLarge(LoggingServiceError):
     """The request's header is larger than 16 KiB."""
 
 
+class NotHttp(LoggingServiceError):
+    """The request is not HTTP, or not HTTP that can be read in only one way."""
+
+
 class TooSlow(LoggingServiceError):
     """The request took too long to arrive."""
 

@@ -283,7 +283,7 @@ class EventEncoder:
         return sent.event_id.int, timestamp
 
     def _check_time(self, loc: str, timestamp: int, received_at: int) -> None:
-        if timestamp < received_at - self._oldest:
+        if timestamp < max(received_at - self._oldest, -EPOCH_UNIX_MICROS):
             days = self._oldest // 86_400_000_000
             raise EventRejected(loc, f"its time may be at most {days} days ago")
         if timestamp > received_at + 86_400_000_000:

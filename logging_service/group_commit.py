@@ -5,8 +5,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import structlog
+
 from logging_service.errors import BackendUnavailable
 from logging_service.ports import Ack, EventQueue
+
+_log = structlog.get_logger()
 
 Outcome = Ack | BackendUnavailable
 Settled = Callable[[Outcome], None]
@@ -31,6 +35,7 @@ class GroupCommit:
         self._waiting_bytes = 0
         self._writes: set[asyncio.Task[None]] = set()
         self._is_due = False
+        self._is_failing = False
 
     def put(self, events: Sequence[bytes], settled: Settled) -> None:
         """Call `settled` once the queue holds all of `events`, or with why that is not known.
@@ -77,6 +82,21 @@ class GroupCommit:
             outcome = await self._queue.put([event for one in group for event in one.events])
         except BackendUnavailable as error:
             outcome = error
+        except Exception as error:  # noqa: BLE001 - the callers have to be told all the same
+            _log.exception("queue_write_failed")
+            outcome = BackendUnavailable(f"the queue: {type(error).__name__}")
         self._waiting_bytes -= sum(one.size for one in group)
+        self._say(outcome)
         for one in group:
-            one.settled(outcome)
+            try:
+                one.settled(outcome)
+            except Exception:  # noqa: BLE001 - one caller's fault must not keep the others waiting
+                _log.exception("answer_failed")
+
+    def _say(self, outcome: Outcome) -> None:
+        failed = isinstance(outcome, BackendUnavailable)
+        if failed and not self._is_failing:
+            _log.warning("queue_unavailable", reason=str(outcome))
+        elif self._is_failing and not failed:
+            _log.info("available_again", after="queue_unavailable")
+        self._is_failing = failed

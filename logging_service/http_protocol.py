@@ -7,7 +7,6 @@ so do the few writes that are out of the ordinary (`Expect`, HTTP/1.0, pipelined
 
 import asyncio
 import time
-from collections.abc import Iterable
 from enum import Enum
 from itertools import count
 from typing import Any
@@ -16,7 +15,14 @@ from uuid import uuid4
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from logging_service import metrics
-from logging_service.errors import BodyTooLarge, HeaderTooLarge, LoggingServiceError, TooSlow
+from logging_service.auth import Principal
+from logging_service.errors import (
+    BodyTooLarge,
+    HeaderTooLarge,
+    LoggingServiceError,
+    NotHttp,
+    TooSlow,
+)
 from logging_service.web import request_id_from
 from logging_service.write_path import (
     BODY_LIMITS,
@@ -63,9 +69,13 @@ class _Write:
 
     message_event = _Nothing()
 
-    def __init__(self, endpoint: str, query: bytes, *, keep_alive: bool) -> None:
+    def __init__(
+        self, endpoint: str, query: bytes, headers: dict[bytes, bytes], *, keep_alive: bool
+    ) -> None:
         self.endpoint = endpoint
         self.query = query
+        self.headers = headers
+        self.principal: Principal | None = None
         self.keep_alive = keep_alive
         self.limit = BODY_LIMITS[endpoint]
         self.began = time.monotonic()
@@ -121,6 +131,15 @@ class LimitedProtocol(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect one header line; trailers, which come behind the body, only count."""
+        if self.phase is _Phase.HEADER:
+            super().on_header(name, value)
+            return
+        self._header_fed += len(name) + len(value)
+        if self._header_fed > MAX_HEADER_BYTES and self.phase is _Phase.BODY:
+            self.refuse(HeaderTooLarge())
+
     def on_headers_complete(self) -> None:
         """Hand the request to uvicorn."""
         if not self.header_fits():
@@ -169,18 +188,32 @@ class LimitedProtocol(HttpToolsProtocol):
             if self.phase is _Phase.ANSWER:
                 self.phase = _Phase.IDLE
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what the parser could not read."""
+        if self.phase is not _Phase.LINGER:
+            self.refuse(NotHttp(msg))
+
+    def eof_received(self) -> bool:  # type: ignore[override] # uvicorn always closes
+        """Answer what came before the sender ended its half; then the connection is closed."""
+        if self.is_free():
+            return False
+        self.cycle.keep_alive = False
+        return True
+
     def refuse(self, error: LoggingServiceError, endpoint: str = "other") -> None:
         """Answer with a problem document, read no further and close soon.
 
         Behind a request that is still being answered there is no place for another answer: the
         connection is closed after that one.
         """
-        answering = self.phase is _Phase.HEADER and not self.is_free()
+        answering = self.phase is not _Phase.BODY and not self.is_free()
         self.phase = _Phase.LINGER
         if answering or self.pipeline:
             self.cycle.keep_alive = False
             return
-        self.send_answer(refusal(error), endpoint, time.monotonic(), keep_alive=False)
+        request_id = request_id_from(self.headers or ())
+        began = time.monotonic()
+        self.send_answer(refusal(error), endpoint, began, request_id, keep_alive=False)
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
 
@@ -188,9 +221,17 @@ class LimitedProtocol(HttpToolsProtocol):
         """Whether no request of this connection is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
-    def send_answer(self, answer: Answer, endpoint: str, began: float, *, keep_alive: bool) -> None:
+    def send_answer(
+        self,
+        answer: Answer,
+        endpoint: str,
+        began: float,
+        request_id: bytes | None,
+        *,
+        keep_alive: bool,
+    ) -> None:
         """Write a whole answer and count it; `began` is by the monotonic clock."""
-        request_id = request_id_from(self.headers) or b"%b-%x" % (_process, next(_answers))
+        request_id = request_id or b"%b-%x" % (_process, next(_answers))
         parts = [STATUS_LINE[answer.status]]
         for name, value in (*self.server_state.default_headers, *answer.headers):
             parts += (name, b": ", value, b"\r\n")
@@ -245,13 +286,20 @@ class WriteProtocol(LimitedProtocol):
             return
         if not self.header_fits():
             return
-        self.cycle = write = _Write(endpoint, query, keep_alive=self.parser.should_keep_alive())
-        if _declared_size(self.headers) > write.limit:
-            self._refuse_body(write)
+        headers = dict(self.headers)
+        keep_alive = self.parser.should_keep_alive()
+        self.cycle = write = _Write(endpoint, query, headers, keep_alive=keep_alive)
+        writes: WritePath = self.app_state["write_path"]
+        try:
+            if _declared_size(headers) > write.limit:
+                raise _too_large(write.limit)
+            write.principal = writes.admit(headers)
+        except LoggingServiceError as error:
+            # Before the body: it is not worth the memory.
+            self._refuse_write(write, error)
 
-    def _refuse_body(self, write: _Write) -> None:
+    def _refuse_write(self, write: _Write, error: LoggingServiceError) -> None:
         write.response_complete = True
-        error = BodyTooLarge(f"the body has to be at most {write.limit} bytes")
         self.refuse(error, write.endpoint)
 
     def _is_plain(self) -> bool:
@@ -274,7 +322,7 @@ class WriteProtocol(LimitedProtocol):
             return
         write.size += len(body)
         if write.size > write.limit:
-            self._refuse_body(write)
+            self._refuse_write(write, _too_large(write.limit))
             return
         write.body.append(body)
 
@@ -284,31 +332,39 @@ class WriteProtocol(LimitedProtocol):
         if not isinstance(write, _Write):
             super().on_message_complete()
             return
-        if write.response_complete:
+        if write.response_complete or write.principal is None:
             return
         self.phase = _Phase.ANSWER
         body = write.body[0] if len(write.body) == 1 else b"".join(write.body)
         write.body = []
-        path: WritePath = self.app_state["write_path"]
 
         def respond(answer: Answer) -> None:
             self._finish(write, answer)
 
-        path.begin(WriteRequest(write.endpoint, write.query, dict(self.headers), body), respond)
+        writes: WritePath = self.app_state["write_path"]
+        writes.begin(
+            WriteRequest(write.principal, write.endpoint, write.query, write.headers, body), respond
+        )
 
     def _finish(self, write: _Write, answer: Answer) -> None:
+        if write.response_complete:
+            return
         write.response_complete = True
         if write.disconnected or self.transport.is_closing():
             return
-        self.send_answer(answer, write.endpoint, write.began, keep_alive=write.keep_alive)
+        request_id = request_id_from(write.headers.items())
+        self.send_answer(
+            answer, write.endpoint, write.began, request_id, keep_alive=write.keep_alive
+        )
         if not write.keep_alive:
             self.transport.close()
         self.on_response_complete()
 
 
-def _declared_size(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    for name, value in headers:
-        if name == b"content-length":
-            # The parser has refused everything but digits.
-            return int(value)
-    return 0
+def _declared_size(headers: dict[bytes, bytes]) -> int:
+    # The parser has refused everything but digits.
+    return int(headers.get(b"content-length", b"0"))
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body has to be at most {limit} bytes")

@@ -58,7 +58,10 @@ class EventQueue(Protocol):
         """Count what waits and what is leased."""
 
     async def warnings(self) -> list[str]:
-        """Say what in the queue's configuration can lose events, a sentence each."""
+        """Say what in the queue's configuration can lose events, a sentence each.
+
+        Raises BackendUnavailable when the queue cannot take events.
+        """
 
 
 class Appended(NamedTuple):
@@ -210,8 +213,8 @@ class EventReader(Protocol):
     async def event_types(self) -> list[EventTypeCount]:
         """Return every stored event type, most frequent first."""
 
-    async def stored(self, keys: Sequence[EventKey]) -> set[EventKey]:
-        """Return those of `keys` that are stored."""
+    async def stored(self, keys: Sequence[EventKey]) -> dict[EventKey, str]:
+        """Return those of `keys` that are stored, each with the `wire.digest` of its content."""
 
     async def check(self) -> None:
         """Raise BackendUnavailable, SchemaMismatch or SchemaTooNew when nothing can be read."""

@@ -9,6 +9,7 @@ from logging_service.errors import BackendUnavailable, SchemaMismatch, SchemaToo
 
 SQL_STATE_SCHEMA = "42"
 SCHEMA_REVISION = "0001"
+_CHECK_SECONDS = 1.0
 
 
 @contextmanager
@@ -24,11 +25,17 @@ def weather(what: str) -> Iterator[None]:
         if state[:2] in {"22", "23", "54"}:
             raise
         if state[:2] == SQL_STATE_SCHEMA:
-            raise SchemaMismatch(f"{what}: {error} (SQLSTATE {state})") from error
-        raise BackendUnavailable(f"{what}: {error} (SQLSTATE {state})") from error
-    except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+            raise SchemaMismatch(f"{what}: {said(error)}") from error
+        raise BackendUnavailable(f"{what}: {said(error)}") from error
+    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         reason = str(error) or type(error).__name__
         raise BackendUnavailable(f"{what}: {reason}") from error
+
+
+def said(error: asyncpg.PostgresError) -> str:
+    """Return PostgreSQL's message and SQLSTATE, without the details: they quote rows."""
+    message = error.args[0] if error.args else type(error).__name__
+    return f"{message} (SQLSTATE {error.sqlstate})"
 
 
 @asynccontextmanager
@@ -83,7 +90,8 @@ def refuse_newer(found: str) -> None:
 async def check_schema(pool: asyncpg.Pool) -> None:
     """Raise SchemaMismatch for an empty or older schema, SchemaTooNew for a newer one."""
     with weather("schema"):
-        async with pool.acquire() as connection:
+        # The time bounds the release too, which a server that hangs would hold up.
+        async with pool.acquire(timeout=_CHECK_SECONDS) as connection:
             found = await schema_revision(connection)
     if found is None or found < SCHEMA_REVISION:
         raise SchemaMismatch(

@@ -215,13 +215,13 @@ class PostgresReader:
                     return await _estimated_types(connection)
                 return [EventTypeCount(*row) for row in rows]
 
-    async def stored(self, keys: Sequence[EventKey]) -> set[EventKey]:
-        """Return those of `keys` that are stored."""
+    async def stored(self, keys: Sequence[EventKey]) -> dict[EventKey, str]:
+        """Return those of `keys` that are stored, each with the `wire.digest` of its content."""
         times, ids = [key.timestamp for key in keys], [key.event_id for key in keys]
         with weather("stored"):
             async with self._connection() as connection:
                 rows = await connection.fetch(SQL["stored"], times, ids)
-        return {EventKey(*row) for row in rows}
+        return {EventKey(moment, event_id): digest for moment, event_id, digest in rows}
 
     async def check(self) -> None:
         """Raise BackendUnavailable, SchemaMismatch or SchemaTooNew when nothing can be read."""

@@ -13,7 +13,7 @@ import structlog
 from logging_service import wire
 from logging_service.errors import BackendUnavailable
 from logging_service.ports import Appended, DeadLetter, Sorted
-from logging_service.postgres import check_schema, open_pool, weather
+from logging_service.postgres import check_schema, open_pool, said, weather
 
 _sql: Any = aiosql.from_path(Path(__file__).parent / "sql" / "writes.sql", "asyncpg")
 _log = structlog.get_logger()
@@ -61,7 +61,12 @@ class PostgresStore:
         except _LeaseTaken:
             return Appended(0, 0, 0, 0)
         except asyncpg.PostgresError as error:
-            raise BackendUnavailable(f"store: {error} (SQLSTATE {error.sqlstate})") from error
+            raise BackendUnavailable(f"store: {said(error)}") from error
+        except BackendUnavailable as error:
+            if isinstance(error.__cause__, asyncpg.ReadOnlySQLTransactionError):
+                # A session keeps the default with which it began, so it never recovers.
+                await self._pool.expire_connections()
+            raise
 
     async def _append(self, connection: asyncpg.Connection, batch: Sorted) -> Appended:
         # An aborted COPY leaves its rows as dead space: where duplicates are likely, the batch
@@ -74,15 +79,14 @@ class PostgresStore:
                     if directly:
                         return await _append_directly(connection, batch)
                     return await _append_staged(connection, batch)
-            except asyncpg.CheckViolationError:
-                if days_made:
-                    raise
-                await _make_days(connection, wire.days_of(batch.events))
-                days_made = True
             except asyncpg.PostgresError as error:
-                if not directly or (error.sqlstate or "")[:2] not in _EVENT_CLASSES:
+                if _lacks_a_day(error) and not days_made:
+                    await _make_days(connection, wire.days_of(batch.events))
+                    days_made = True
+                elif directly and _is_the_events_fault(error):
+                    directly = False
+                else:
                     raise
-                directly = False
 
     async def prepare(self) -> None:
         """Make the partitions of the week ahead; raises like `append`."""
@@ -102,10 +106,15 @@ class PostgresStore:
     async def check(self) -> None:
         """Raise BackendUnavailable or SchemaMismatch when the store cannot be used."""
         await check_schema(self._pool)
+        with weather("store"):
+            async with self._pool.acquire(timeout=1) as connection:
+                if await connection.fetchval("SHOW transaction_read_only") == "on":
+                    raise BackendUnavailable("store: the database is read-only")
 
 
 async def _append_directly(connection: asyncpg.Connection, batch: Sorted) -> Appended:
-    await _copy(connection, "log_events", batch.events)
+    # Rows of one session beside each other are taken by its index a fifth faster.
+    await _copy(connection, "log_events", sorted(batch.events, key=wire.session_of))
     # A COPY that did not fail stored every row.
     appended = Appended(len(batch.events), 0, len(batch.dead), batch.expired)
     return await _record(connection, batch, appended, batch.dead)
@@ -116,39 +125,53 @@ async def _append_staged(connection: asyncpg.Connection, batch: Sorted) -> Appen
         raise _LeaseTaken
     await connection.execute(_STAGING)
     bad: list[DeadLetter] = []
-    good = await _stage(connection, batch, batch.events, bad)
-    stored = len([row async for row in _sql.insert_staged(connection)])
-    if stored < len(good):
-        async for row in _sql.conflicting_staged(connection):
-            detail = "an event with this id and time is stored with other content"
-            bad.append(_dead(batch, good[row["place"]], "conflict", detail))
+    stored = await _insert(connection, batch, batch.events, bad)
     duplicates = len(batch.events) - stored - len(bad)
     dead = [*batch.dead, *bad]
     appended = Appended(stored, duplicates, len(dead), batch.expired)
     return await _record(connection, batch, appended, dead)
 
 
-async def _stage(
-    connection: asyncpg.Connection,
-    batch: Sorted,
-    events: Sequence[bytes],
-    bad: list[DeadLetter],
-) -> list[bytes]:
-    """Stage `events` in order, halving them until the bad ones stand alone; return the staged."""
+async def _insert(
+    connection: asyncpg.Connection, batch: Sorted, events: Sequence[bytes], bad: list[DeadLetter]
+) -> int:
+    """Insert the new ones of `events`, halving them until the bad ones stand alone; count them."""
+    if not events:
+        return 0
     try:
         async with connection.transaction():
-            await _copy(connection, "staged_events", events)
+            return await _insert_staged(connection, batch, events, bad)
     except asyncpg.PostgresError as error:
-        if (error.sqlstate or "")[:2] not in _EVENT_CLASSES:
+        if not _is_the_events_fault(error):
             raise
         if len(events) == 1:
-            bad.append(_dead(batch, events[0], "rejected", str(error), error.sqlstate))
-            return []
-    else:
-        return list(events)
+            bad.append(_dead(batch, events[0], "rejected", said(error), error.sqlstate))
+            return 0
     half = len(events) // 2
-    first = await _stage(connection, batch, events[:half], bad)
-    return first + await _stage(connection, batch, events[half:], bad)
+    first = await _insert(connection, batch, events[:half], bad)
+    return first + await _insert(connection, batch, events[half:], bad)
+
+
+async def _insert_staged(
+    connection: asyncpg.Connection, batch: Sorted, events: Sequence[bytes], bad: list[DeadLetter]
+) -> int:
+    await _copy(connection, "staged_events", events)
+    stored = len([row async for row in _sql.insert_staged(connection)])
+    if stored < len(events):
+        detail = "an event with this id and time is stored with other content"
+        places = [row["place"] async for row in _sql.conflicting_staged(connection)]
+        bad.extend(_dead(batch, events[place], "conflict", detail) for place in places)
+    await _sql.clear_staging(connection)
+    return stored
+
+
+def _is_the_events_fault(error: asyncpg.PostgresError) -> bool:
+    return (error.sqlstate or "")[:2] in _EVENT_CLASSES and not _lacks_a_day(error)
+
+
+def _lacks_a_day(error: asyncpg.PostgresError) -> bool:
+    # "no partition of relation" has the SQLSTATE of a CHECK, but no constraint's name.
+    return isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None
 
 
 def _dead(

@@ -228,6 +228,9 @@ async def _body(request: Request, limit: int) -> bytes:
 async def _write(request: Request) -> Response:
     """Answer a write that `http_protocol` left to the framework, the same way as the others."""
     endpoint = request.url.path
+    path: WritePath = request.state.write_path
+    headers = dict(request.scope["headers"])
+    principal = path.admit(headers)
     body = await _body(request, BODY_LIMITS[endpoint])
     answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -235,9 +238,8 @@ async def _write(request: Request) -> Response:
         if not answered.done():
             answered.set_result(answer)
 
-    query, headers = request.scope["query_string"], dict(request.scope["headers"])
-    path: WritePath = request.state.write_path
-    path.begin(WriteRequest(endpoint, query, headers, body), respond)
+    query = request.scope["query_string"]
+    path.begin(WriteRequest(principal, endpoint, query, headers, body), respond)
     answer = await answered
     response = Response(answer.body, answer.status)
     response.raw_headers.extend(answer.headers)

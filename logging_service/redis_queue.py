@@ -119,10 +119,18 @@ class RedisQueue:
         )
 
     async def warnings(self) -> list[str]:
-        """Say what in the server's configuration can lose events, a sentence each."""
+        """Say what in the server's configuration can lose events, a sentence each.
+
+        Raises BackendUnavailable when the server answers but takes no events.
+        """
         with _weather():
             memory = await self._client.info("memory")
             persistence = await self._client.info("persistence")
+            kind = await self._client.type(self._name)
+        if kind not in {b"list", b"none"}:
+            raise BackendUnavailable(f"redis: the key {self._name} is no list")
+        if 0 < memory.get("maxmemory", 0) < memory["used_memory"]:
+            raise BackendUnavailable("redis: it is out of memory (maxmemory)")
         found = []
         policy = memory.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":

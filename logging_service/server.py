@@ -80,7 +80,7 @@ def serve(
         lifespan="on",
         workers=workers,
         log_config=None,
-        log_level="warning",
+        log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from typing import Literal
+from uuid import UUID
 
 import structlog
 
+from logging_service import wire
 from logging_service.errors import LoggingServiceError
+from logging_service.events import Encoded
 from logging_service.ports import EventKey, EventReader
 
 _log = structlog.get_logger()
@@ -21,7 +24,7 @@ Told = Callable[[Literal["stored", "not yet"]], None]
 class _Waiter:
     __slots__ = ("deadline", "missing", "told")
 
-    def __init__(self, missing: set[EventKey], deadline: float, told: Told) -> None:
+    def __init__(self, missing: dict[EventKey, str], deadline: float, told: Told) -> None:
         self.missing = missing
         self.deadline = deadline
         self.told = told
@@ -35,13 +38,14 @@ class StoredWatch:
         self._waiters: list[_Waiter] = []
         self._asker: asyncio.Task[None] | None = None
 
-    def wait(self, keys: Sequence[EventKey], told: Told) -> None:
-        """Tell `stored` once all of `keys` are, `not yet` after two seconds."""
+    def wait(self, events: Sequence[Encoded], told: Told) -> None:
+        """Tell `stored` once all of `events` are, with their content, `not yet` after 2 s."""
         loop = asyncio.get_running_loop()
-        if sum(len(waiter.missing) for waiter in self._waiters) + len(keys) > _MAX_KEYS:
+        if sum(len(waiter.missing) for waiter in self._waiters) + len(events) > _MAX_KEYS:
             told("not yet")
             return
-        self._waiters.append(_Waiter(set(keys), loop.time() + WAIT_SECONDS, told))
+        missing = {_key(event): wire.digest(event.element) for event in events}
+        self._waiters.append(_Waiter(missing, loop.time() + WAIT_SECONDS, told))
         if self._asker is None:
             self._asker = loop.create_task(self._ask())
 
@@ -58,7 +62,7 @@ class StoredWatch:
         finally:
             self._asker = None
 
-    async def _stored(self) -> set[EventKey]:
+    async def _stored(self) -> dict[EventKey, str]:
         wanted = {key for waiter in self._waiters for key in waiter.missing}
         try:
             async with asyncio.timeout(WAIT_SECONDS):
@@ -66,15 +70,26 @@ class StoredWatch:
         except (LoggingServiceError, TimeoutError) as error:
             _log.warning("stored_not_known", reason=str(error))
             await asyncio.sleep(10 * _ASK_SECONDS)
-            return set()
+            return {}
 
-    def _settle(self, stored: set[EventKey]) -> None:
+    def _settle(self, stored: dict[EventKey, str]) -> None:
         now = asyncio.get_running_loop().time()
-        waiting: list[_Waiter] = []
+        over: list[_Waiter] = []
         for waiter in self._waiters:
-            waiter.missing -= stored
-            if waiter.missing and now < waiter.deadline:
-                waiting.append(waiter)
-            else:
+            # Another event under the same id and time is not this one.
+            for key in [
+                key for key, content in waiter.missing.items() if stored.get(key) == content
+            ]:
+                del waiter.missing[key]
+            if not waiter.missing or now >= waiter.deadline:
+                over.append(waiter)
+        self._waiters = [waiter for waiter in self._waiters if waiter not in over]
+        for waiter in over:
+            try:
                 waiter.told("not yet" if waiter.missing else "stored")
-        self._waiters = waiting
+            except Exception:  # noqa: BLE001 - one caller's fault must not keep the others waiting
+                _log.exception("answer_failed")
+
+
+def _key(event: Encoded) -> EventKey:
+    return EventKey(wire.from_micros(event.timestamp), UUID(int=event.event_id))

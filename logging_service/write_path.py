@@ -8,14 +8,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qs
-from uuid import UUID
 
 import msgspec
 import structlog
 from starlette.responses import Response
 
 from logging_service import metrics, wire
-from logging_service.auth import Keyring
+from logging_service.auth import Keyring, Principal
 from logging_service.errors import BackendUnavailable, LoggingServiceError, QueryRejected
 from logging_service.events import Encoded, EventEncoder, Origin
 from logging_service.group_commit import GroupCommit, Outcome
@@ -30,7 +29,6 @@ from logging_service.intake import (
     read_many,
     read_one,
 )
-from logging_service.ports import EventKey
 from logging_service.rate_limit import RateLimiter
 from logging_service.stored_watch import StoredWatch
 from logging_service.web import problem, problem_for, request_id_from
@@ -48,6 +46,7 @@ _TAKEN = 202
 class WriteRequest(NamedTuple):
     """A whole request to one of the write routes; header names are lower-case."""
 
+    principal: Principal
     endpoint: str
     query: bytes
     headers: dict[bytes, bytes]
@@ -98,6 +97,10 @@ class WritePath:
         self._watch = watch
         self._encoder = encoder
 
+    def admit(self, headers: dict[bytes, bytes]) -> Principal:
+        """Return who writes, before the body is read; raises Unauthenticated or Forbidden."""
+        return self._keyring.authenticate(headers, "write")
+
     def begin(self, request: WriteRequest, respond: Respond) -> None:
         """Judge `request` and call `respond` once with its answer, perhaps before returning."""
         try:
@@ -110,7 +113,7 @@ class WritePath:
 
     def _take(self, request: WriteRequest, finish: Respond) -> None:
         headers = request.headers
-        principal = self._keyring.authenticate(headers, "write")
+        principal = request.principal
         self._limiter.require(principal.name, request.endpoint)
         waits = _waits(request.query) if request.query else False
         request_id = request_id_from(headers.items()) if b"x-request-id" in headers else None
@@ -150,7 +153,7 @@ class WritePath:
                 finish(answer(outcome))
                 return
             self._watch.wait(
-                [_key(event) for event in events],
+                events,
                 lambda told: finish(answer("stored" if told == "stored" else outcome)),
             )
 
@@ -202,10 +205,6 @@ def _trace_id(traceparent: bytes | None) -> str | None:
     """Return the trace id of a W3C traceparent header, None when it is absent or malformed."""
     match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
     return match[1].decode() if match else None
-
-
-def _key(event: Encoded) -> EventKey:
-    return EventKey(wire.from_micros(event.timestamp), UUID(int=event.event_id))
 
 
 _JSON_HEADERS = ((b"content-type", b"application/json"),)

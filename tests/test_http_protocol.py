@@ -9,11 +9,15 @@ import uvicorn
 from servers import unused_port
 
 from logging_service import http_protocol
+from logging_service.auth import Principal
 from logging_service.http_protocol import WriteProtocol
 
 
 class _NoWrites:
     """In the place of a WritePath whose queue never answers."""
+
+    def admit(self, _headers: object) -> Principal:
+        return Principal("anyone", "anyone", frozenset({"write"}))
 
     def begin(self, _request: object, _respond: object) -> None:
         return None
@@ -43,6 +47,8 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     while not server.started:
         await asyncio.sleep(0.01)
     yield chosen
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
     server.should_exit = server.force_exit = True
     await task
 

@@ -114,6 +114,8 @@ class Postgres(Server):
             "port": str(self.port),
             "unix_socket_directories": socket if fits and plain else "",
             "max_wal_size": "8GB",
+            # A statement over every day locks each of its partitions and their indexes.
+            "max_locks_per_transaction": "1024",
             "shared_buffers": f"{_shared_buffers_mb()}MB",
             "log_timezone": "UTC",
             "log_checkpoints": "off",

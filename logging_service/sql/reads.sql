@@ -79,10 +79,13 @@ SELECT event_type,
  WHERE event_type IS NOT NULL
 
 -- name: stored
--- The LIMIT keeps it one look in the index per key, whatever the planner thinks of the table.
-SELECT timestamp, event_id
+-- With a digest of the content, as `wire.digest` makes it. The LIMIT keeps it one look in the
+-- index per key, whatever the planner thinks of the table.
+SELECT timestamp, event_id, digest
   FROM unnest($1::timestamptz[], $2::uuid[]) AS wanted (timestamp, event_id)
- CROSS JOIN LATERAL (SELECT FROM log_events
+ CROSS JOIN LATERAL (SELECT md5(concat_ws(chr(31), event_type, coalesce(session_id, ''), source,
+                                             payload::text)) AS digest
+                       FROM log_events
                       WHERE log_events.timestamp = wanted.timestamp
                         AND log_events.event_id = wanted.event_id
                       LIMIT 1) AS found

@@ -29,6 +29,9 @@ SELECT staged.place
        IS DISTINCT FROM (kept.event_type, kept.session_id, kept.source, kept.payload::text)
  ORDER BY place;
 
+-- name: clear_staging()!
+DELETE FROM staged_events;
+
 -- name: bury(event, reason, detail, sqlstate, attempts)*!
 -- Events that can never be stored, as they came.
 INSERT INTO dead_letters (event, reason, detail, sqlstate, attempts)
