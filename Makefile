@@ -43,7 +43,7 @@ lock: install ## write both requirements files anew from pyproject.toml
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate pyproject.toml -o logging_service/requirements.txt
 
-clean-data: ## ask, stop what runs, remove DATA_DIR
+clean-data: install ## ask, stop what runs, remove DATA_DIR
 	@$(PY) -m logging_service.cli clean-data
 
 .PHONY: help install up check test bench lock clean-data

@@ -1,12 +1,16 @@
 """The only place that turns settings into adapters."""
 
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from contextlib import AbstractAsyncContextManager, suppress
 
+from logging_service.errors import LoggingServiceError, SchemaTooNew
 from logging_service.ports import EventQueue, EventReader, EventStore
 from logging_service.postgres_reader import READ_SECONDS, open_postgres_reader
 from logging_service.postgres_store import open_postgres_store
 from logging_service.redis_queue import open_redis_queue
 from logging_service.settings import Settings
+
+_START_SECONDS = 3.0
 
 
 def open_queue(settings: Settings) -> AbstractAsyncContextManager[EventQueue]:
@@ -32,3 +36,15 @@ def open_reader(
     `read_seconds` bounds what one question may read where no index answers it.
     """
     return open_postgres_reader(settings.store_url, connections=8, read_seconds=read_seconds)
+
+
+async def refuse_newer_schema(settings: Settings) -> None:
+    """Raise SchemaTooNew if the database tells it now; one that does not answer may come later."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_START_SECONDS), open_reader(settings) as reader:
+            try:
+                await reader.check()
+            except SchemaTooNew:
+                raise
+            except LoggingServiceError:
+                return

@@ -139,71 +139,68 @@ def check_text(name: str, text: str | None, most: int) -> str | None:
     return text
 
 
-# msgspec checks the syntax of a payload it does not decode; this finds what it lets through and
-# what a reader of the stored text could not represent. Numbers count only where one can begin.
-_SUSPICIOUS = re2.compile(
-    rb"\\u|[\x00-\x20:,\[]-?[0-9][0-9.]{15}|[\x00-\x20:,\[]-?[0-9][0-9.]*[eE]\+?[0-9]{3}"
-)
+# msgspec checks the syntax of a payload that it does not decode, and refuses half a surrogate
+# pair. This finds what it lets through and a reader of the stored text could not represent: NUL,
+# and numbers that a double cannot hold. A number counts only where one can begin.
+_NUL = rb"\\u0000"
+_NUMBER = rb"[\x00-\x20:,\[]-?[0-9](?:[0-9.]{15}|[0-9.]*[eE]\+?[0-9]{3})"
+_SUSPICIOUS = re2.compile(_NUL + rb"|" + _NUMBER)
+_HAS_NUL = re2.compile(rb"(?:^|[^\\])(?:\\\\)*" + _NUL)
+_HAS_NUMBER = re2.compile(_NUMBER)
+_TEXTS = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 
 
 def is_suspicious(body: bytes) -> bool:
-    """Whether the payloads in `body` have to be walked one by one."""
+    """Whether a payload in `body` may hold what cannot be represented."""
     return _SUSPICIOUS.search(body) is not None or not _is_utf8(body)
 
 
 def _is_utf8(body: bytes) -> bool:
+    if body.isascii():
+        return True
     try:
-        return body.isascii() or bool(body.decode()) or True
+        body.decode()
     except UnicodeDecodeError:
         return False
+    return True
 
 
-def check_payload(payload: bytes, *, walk: bool) -> None:
-    """Raise EventRejected unless `payload` is a JSON object within the bounds.
+def check_payload(payload: bytes, *, suspicious: bool) -> None:
+    """Raise EventRejected unless `payload`, which is JSON, is an object within the bounds.
 
-    `walk` reads every value, which is needed where `is_suspicious` found something.
+    `suspicious` is what `is_suspicious` says of it, or of the body that it is part of.
     """
     if payload[:1] != b"{":
         raise EventRejected("payload", "has to be a JSON object")
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise EventRejected("payload", f"has to be at most {MAX_PAYLOAD_BYTES} bytes")
     opened = payload.count(b"{") + payload.count(b"[")
-    if walk or opened > MAX_PAYLOAD_DEPTH:
-        _walk(payload)
+    if opened > MAX_PAYLOAD_DEPTH and _is_too_deep(payload):
+        raise EventRejected("payload", f"may be {MAX_PAYLOAD_DEPTH} levels deep")
+    if suspicious and is_suspicious(payload):
+        _check_values(payload)
 
 
-def _walk(payload: bytes) -> None:
+def _is_too_deep(payload: bytes) -> bool:
+    brackets = _TEXTS.sub(b"", payload).translate(None, _ALL_BUT_BRACKETS)
+    for _ in range(MAX_PAYLOAD_DEPTH):
+        # What is innermost goes, level by level.
+        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
+    return bool(brackets)
+
+
+def _check_values(payload: bytes) -> None:
+    if _HAS_NUL.search(payload):
+        raise EventRejected("payload", "may not hold a NUL character")
     try:
-        document = _STRICT.decode(payload.decode())
-        _check_value(document, 1)
+        text = payload.decode()
+        if _HAS_NUMBER.search(payload):
+            _STRICT.decode(text)
     except UnicodeDecodeError:
         raise EventRejected("payload", "has to be UTF-8") from None
-    except RecursionError:
-        raise EventRejected("payload", f"may be {MAX_PAYLOAD_DEPTH} levels deep") from None
     except ValueError as error:
         raise EventRejected("payload", str(error)) from None
-
-
-def _check_value(value: object, depth: int) -> None:
-    if depth > MAX_PAYLOAD_DEPTH and isinstance(value, dict | list):
-        raise EventRejected("payload", f"may be {MAX_PAYLOAD_DEPTH} levels deep")
-    if isinstance(value, str):
-        _check_characters(value)
-    elif isinstance(value, dict):
-        for name, member in value.items():
-            _check_characters(name)
-            _check_value(member, depth + 1)
-    elif isinstance(value, list):
-        for member in value:
-            _check_value(member, depth + 1)
-
-
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-def _check_characters(text: str) -> None:
-    if _UNSTORABLE.search(text):
-        raise EventRejected("payload", "may not hold a NUL character or half a surrogate pair")
 
 
 def _strict_integer(digits: str) -> int:
@@ -220,23 +217,7 @@ def _strict_float(digits: str) -> float:
     return number
 
 
-def _strict_constant(name: str) -> object:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _strict_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValueError("may not hold the same key twice")
-    return members
-
-
-_STRICT = json.JSONDecoder(
-    parse_int=_strict_integer,
-    parse_float=_strict_float,
-    parse_constant=_strict_constant,
-    object_pairs_hook=_strict_object,
-)
+_STRICT = json.JSONDecoder(parse_int=_strict_integer, parse_float=_strict_float)
 
 
 class EventEncoder:
@@ -246,7 +227,7 @@ class EventEncoder:
         self._oldest = (ttl_days or 5 * 365 + 1) * 86_400_000_000
         self._ids = Uuid7Clock()
 
-    def encode(self, sent: SentEvent, origin: Origin, *, walk: bool) -> Encoded:
+    def encode(self, sent: SentEvent, origin: Origin, *, suspicious: bool) -> Encoded:
         """Return the event's bytes; raises EventRejected naming the first field at fault."""
         texts = _session_column(sent.session_id) + check_event_type(sent.event_type)
         if sent.trace_id is None and sent.request_id is None:
@@ -257,7 +238,7 @@ class EventEncoder:
                 check_text("request_id", sent.request_id, MAX_TRACE_ID),
             )
         payload = bytes(sent.payload)
-        check_payload(payload, walk=walk)
+        check_payload(payload, suspicious=suspicious)
         event_id, timestamp = self._identity(sent, origin.received_at)
         element = encode(event_id, timestamp, origin.received_at, texts, payload)
         return Encoded(event_id, timestamp, sent.event_type, element)

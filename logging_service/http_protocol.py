@@ -184,7 +184,8 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
-            self.flow.resume_reading()
+            if not self.flow.write_paused:
+                self.flow.resume_reading()
             if self.phase is _Phase.ANSWER:
                 self.phase = _Phase.IDLE
 
@@ -199,6 +200,17 @@ class LimitedProtocol(HttpToolsProtocol):
             return False
         self.cycle.keep_alive = False
         return True
+
+    def pause_writing(self) -> None:
+        """Read no more from who does not read: the answers would pile up."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on with who reads again."""
+        super().resume_writing()
+        if self.is_free():
+            self.flow.resume_reading()
 
     def refuse(self, error: LoggingServiceError, endpoint: str = "other") -> None:
         """Answer with a problem document, read no further and close soon.

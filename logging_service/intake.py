@@ -1,8 +1,9 @@
 """Bodies of the write routes: decompressed, split into events, each judged on its own."""
 
+import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,7 +16,14 @@ from logging_service.errors import (
     BodyTooLarge,
     EventRejected,
 )
-from logging_service.events import Encoded, EventEncoder, Origin, SentEvent, is_suspicious
+from logging_service.events import (
+    MAX_PAYLOAD_DEPTH,
+    Encoded,
+    EventEncoder,
+    Origin,
+    SentEvent,
+    is_suspicious,
+)
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 MAX_SINGLE_BYTES = 1024 * 1024
@@ -128,12 +136,67 @@ def read_one(body: bytes, encoder: EventEncoder, origin: Origin) -> Encoded:
     try:
         sent = _one.decode(body)
     except msgspec.ValidationError as error:
-        raise _rejected(error) from None
-    except UnicodeDecodeError:
-        raise EventRejected("body", "has to be UTF-8") from None
+        raise _rejected(error, body) from None
     except _UNREADABLE as error:
+        if _is_json(body):
+            raise _rejected(error, body) from None
         raise BodyRejected(f"the body is not JSON: {_syntax(error)}") from None
-    return encoder.encode(sent, origin, walk=is_suspicious(body))
+    return encoder.encode(sent, origin, suspicious=is_suspicious(body))
+
+
+def _is_json(body: bytes) -> bool:
+    """Whether `body` is one JSON value by its grammar, whatever a reader could make of it."""
+    try:
+        return len([*_cut(b"[" + body + b"]", 1, "")]) == 1
+    except ValueError:
+        return False
+
+
+# Tokens that tell where an element ends; all else is passed over.
+_TOKENS = re.compile(rb'"(?:[^"\\\x00-\x1f]|\\.)*+"|[][{},]|"')
+_VALUE = json.JSONDecoder()
+
+
+def _cut(body: bytes, start: int, closing: str) -> Iterator[bytes]:
+    """Yield the elements of the array whose inside begins at `start`; `closing` is what follows it.
+
+    Raises ValueError unless all of it is JSON by its grammar. Half a surrogate pair and any depth
+    pass, which msgspec refuses with the whole body.
+    """
+    text = body.decode("latin-1")
+    place = start
+    while True:
+        place = _after_space(text, place)
+        after = _end_of_value(body, text, place)
+        yield body[place:after]
+        place = _after_space(text, after)
+        if text[place : place + 1] != ",":
+            break
+        place += 1
+    if text[place : place + 1] != "]" or text[place + 1 :].strip("".join(_SPACE)) != closing:
+        raise ValueError("the array does not end")
+
+
+def _after_space(text: str, place: int) -> int:
+    while text[place : place + 1] in _SPACE:
+        place += 1
+    return place
+
+
+_SPACE = frozenset(" \t\r\n")
+
+
+def _end_of_value(body: bytes, text: str, place: int) -> int:
+    try:
+        return _VALUE.raw_decode(text, place)[1]
+    except RecursionError:
+        # Too deep for a reader that goes down with it: count the brackets instead.
+        depth = 0
+        for token in _TOKENS.finditer(body, place):
+            depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(token[0], 0)
+            if depth == 0:
+                return token.end()
+        raise ValueError("the value does not end") from None
 
 
 @lru_cache(maxsize=64)
@@ -159,10 +222,12 @@ def read_many(body: bytes, content_type: str, encoder: EventEncoder, origin: Ori
         events, raws = _read_document(body)
     if max(len(events), len(raws)) > MAX_EVENTS:
         raise BodyTooLarge(f"a batch may have {MAX_EVENTS} events")
-    walk = is_suspicious(body)
+    suspicious = is_suspicious(body)
     if events:
-        return _encode_all(events, encoder, origin, walk=walk)
-    return _judge_each(raws, lambda raw: encoder.encode(_one.decode(raw), origin, walk=walk))
+        return _encode_all(events, encoder, origin, suspicious=suspicious)
+    return _judge_each(
+        raws, lambda raw: encoder.encode(_one.decode(raw), origin, suspicious=suspicious)
+    )
 
 
 # Either every event at once or, when something is wrong with one, the bytes of each.
@@ -177,28 +242,43 @@ def _read_document(body: bytes) -> _Events:
         pass
     try:
         raws = _raw_enveloped.decode(body).events if is_object else _raws.decode(body)
+        return [], [bytes(raw) for raw in raws]
     except msgspec.ValidationError:
         raise BodyRejected('the body has to be an array of events or {"events": […]}') from None
     except _UNREADABLE as error:
-        raise BodyRejected(f"the body is not JSON: {_syntax(error)}") from None
-    return [], [bytes(raw) for raw in raws]
+        try:
+            return [], [*_cut(body, _start_of_array(body), "}" if is_object else "")]
+        except ValueError:
+            raise BodyRejected(f"the body is not JSON: {_syntax(error)}") from None
+
+
+_ARRAY = re.compile(rb'\s*(?:\{\s*"events"\s*:\s*)?\[')
+
+
+def _start_of_array(body: bytes) -> int:
+    match = _ARRAY.match(body)
+    if match is None:
+        raise ValueError("there is no array")
+    return match.end()
 
 
 def _read_lines(body: bytes) -> _Events:
+    lines = [line for line in body.split(b"\n") if line.strip()]
     try:
-        return _one.decode_lines(body), []
+        # Line by line: an event may neither span two lines nor share one.
+        return [_one.decode(line) for line in lines], []
     except _UNREADABLE:
-        return [], [line for line in body.splitlines() if line.strip()]
+        return [], lines
 
 
 def _encode_all(
-    events: list[SentEvent], encoder: EventEncoder, origin: Origin, *, walk: bool
+    events: list[SentEvent], encoder: EventEncoder, origin: Origin, *, suspicious: bool
 ) -> Batch:
     accepted: list[Encoded] = []
     rejected: list[Rejection] = []
     for index, sent in enumerate(events):
         try:
-            accepted.append(encoder.encode(sent, origin, walk=walk))
+            accepted.append(encoder.encode(sent, origin, suspicious=suspicious))
         except EventRejected as error:
             event_id = str(sent.event_id) if sent.event_id else None
             rejected.append(Rejection(index, event_id, [FieldError(error.loc, error.message)]))
@@ -212,7 +292,7 @@ def _judge_each(raws: list[bytes], encode: Callable[[bytes], Encoded]) -> Batch:
         try:
             accepted.append(encode(raw))
         except (EventRejected, *_UNREADABLE) as error:
-            fault = error if isinstance(error, EventRejected) else _rejected(error)
+            fault = error if isinstance(error, EventRejected) else _rejected(error, raw)
             rejected.append(Rejection(index, _id_in(raw), [FieldError(fault.loc, fault.message)]))
     return Batch(accepted, rejected)
 
@@ -237,13 +317,15 @@ _EXPECTED = {
 }
 
 
-def _rejected(error: Exception) -> EventRejected:
-    """Say in our words which field msgspec stumbled over."""
+def _rejected(error: Exception, raw: bytes) -> EventRejected:
+    """Say in our words which field of `raw` msgspec stumbled over."""
     text = str(error)
+    if isinstance(error, RecursionError):
+        return EventRejected("payload", f"may be {MAX_PAYLOAD_DEPTH} levels deep")
     if isinstance(error, UnicodeDecodeError):
         return EventRejected("body", "has to be UTF-8")
     if not isinstance(error, msgspec.ValidationError):
-        return EventRejected("body", f"is not JSON: {_syntax(error)}")
+        return EventRejected(_field_of_half_pair(raw), f"cannot be read: {_syntax(error)}")
     if place := _PLACE.match(text):
         loc = place["loc"] or "body"
         return EventRejected(loc, _EXPECTED.get(loc, place["msg"]))
@@ -253,6 +335,21 @@ def _rejected(error: Exception) -> EventRejected:
             named["loc"][:100], "is required" if missing else "is not a field of an event"
         )
     return EventRejected("body", "an event has to be a JSON object")
+
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def _field_of_half_pair(raw: bytes) -> str:
+    """Return the field that holds half a surrogate pair, `body` where none does."""
+    try:
+        members = json.loads(raw)
+    except ValueError:
+        return "body"
+    for name, value in members.items() if isinstance(members, dict) else ():
+        if name in _EXPECTED and _HALF_PAIR.search(json.dumps(value, ensure_ascii=False)):
+            return str(name)
+    return "body"
 
 
 def _syntax(error: Exception) -> str:

@@ -186,7 +186,7 @@ class EventStore(Protocol):
         """
 
     async def prepare(self) -> None:
-        """Make room for the days ahead; raises like `append`."""
+        """Make room for the days ahead and let go of old book-keeping; raises like `append`."""
 
     async def dead_letters(self) -> int:
         """Count the dead letters."""

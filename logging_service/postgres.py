@@ -40,7 +40,12 @@ def said(error: asyncpg.PostgresError) -> str:
 
 @asynccontextmanager
 async def open_pool(
-    url: str, *, connections: int, name: str, statement_timeout_ms: int = 0
+    url: str,
+    *,
+    connections: int,
+    name: str,
+    statement_timeout_ms: int = 0,
+    command_seconds: float = 60,
 ) -> AsyncIterator[asyncpg.Pool]:
     """Yield a pool that connects when it is first used; `name` shows in `pg_stat_activity`."""
     pool = asyncpg.create_pool(
@@ -48,7 +53,7 @@ async def open_pool(
         min_size=0,
         max_size=connections,
         timeout=5,
-        command_timeout=60,
+        command_timeout=command_seconds,
         init=_json_as_bytes,
         server_settings={
             "application_name": name,

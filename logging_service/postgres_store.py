@@ -89,12 +89,16 @@ class PostgresStore:
                     raise
 
     async def prepare(self) -> None:
-        """Make the partitions of the week ahead; raises like `append`."""
+        """Make the partitions of the week ahead, fold what is told of old deliveries.
+
+        Raises like `append`.
+        """
         today = datetime.now(UTC).date()
         days = [today + timedelta(days=ahead) for ahead in range(_DAYS_AHEAD + 1)]
         with weather("partitions"):
             async with self._pool.acquire() as connection:
                 await _make_days(connection, days)
+                await _sql.fold_deliveries(connection)
 
     async def dead_letters(self) -> int:
         """Count the dead letters."""
@@ -108,8 +112,10 @@ class PostgresStore:
         await check_schema(self._pool)
         with weather("store"):
             async with self._pool.acquire(timeout=1) as connection:
-                if await connection.fetchval("SHOW transaction_read_only") == "on":
-                    raise BackendUnavailable("store: the database is read-only")
+                is_read_only = await connection.fetchval("SHOW transaction_read_only") == "on"
+        if is_read_only:
+            await self._pool.expire_connections()
+            raise BackendUnavailable("store: the database is read-only")
 
 
 async def _append_directly(connection: asyncpg.Connection, batch: Sorted) -> Appended:

@@ -13,16 +13,18 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
+import structlog
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from logging_service import metrics
 from logging_service.auth import Keyring
-from logging_service.backends import open_queue, open_reader, open_store
+from logging_service.backends import open_queue, open_reader, open_store, refuse_newer_schema
 from logging_service.errors import (
     BackendUnavailable,
     BodyTooLarge,
     LoggingServiceError,
+    SchemaTooNew,
     SettingsError,
 )
 from logging_service.events import (
@@ -62,6 +64,8 @@ from logging_service.write_path import (
     WritePath,
     WriteRequest,
 )
+
+_log = structlog.get_logger()
 
 DESCRIPTION = """\
 Takes events and holds them durably before it answers.
@@ -336,9 +340,12 @@ def main(workers: int | None = None) -> None:
     """Serve until a signal; `workers` processes share the port."""
     try:
         settings = load_settings()
-    except SettingsError as error:
+        configure_logs(SERVICE, settings.log_level)
+        asyncio.run(refuse_newer_schema(settings))
+    except (SettingsError, SchemaTooNew) as error:
         refuse_to_start(str(error))
-    configure_logs(SERVICE, settings.log_level)
+    if not (settings.api_key or settings.admin_api_key):
+        _log.warning("no_key_is_set", consequence="every write is answered with 401")
     serve(
         "logging_service.producer:create_app",
         SERVICE,

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from logging_service.auth import Keyring, ReadingRule
-from logging_service.backends import open_reader
+from logging_service.backends import open_reader, refuse_newer_schema
 from logging_service.errors import LoggingServiceError, SchemaTooNew, SettingsError
 from logging_service.event_query import (
     EventQuery,
@@ -174,7 +174,9 @@ async def _total(reader: EventReader, question: Question, page: Page) -> Total:
     if page.after is None and (page.events or not question.skip):
         return Total(seen, is_estimate=False)
     total = await reader.total(question.wanted)
-    return Total(max(total.events, seen), is_estimate=True) if total.is_estimate else total
+    if total.is_estimate and page.events:
+        return Total(max(total.events, seen), is_estimate=True)
+    return total
 
 
 @router.get(
@@ -271,24 +273,12 @@ async def _fault_of(reader: EventReader) -> str | None:
     return None
 
 
-async def _refuse_newer_schema(settings: Settings) -> None:
-    """Raise SchemaTooNew if the database tells it now; one that does not answer may come later."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_START_SECONDS), open_reader(settings) as reader:
-            try:
-                await reader.check()
-            except SchemaTooNew:
-                raise
-            except LoggingServiceError:
-                return
-
-
 def main() -> None:
     """Serve until a signal."""
     try:
         settings = load_settings()
         configure_logs(SERVICE, settings.log_level)
-        asyncio.run(_refuse_newer_schema(settings))
+        asyncio.run(refuse_newer_schema(settings))
     except (SettingsError, SchemaTooNew) as error:
         refuse_to_start(str(error))
     serve(create_app(settings), SERVICE, settings, http=LimitedProtocol)

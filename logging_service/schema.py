@@ -3,15 +3,17 @@
 import asyncio
 from pathlib import Path
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from logging_service.errors import BackendUnavailable
-from logging_service.postgres import SCHEMA_REVISION, refuse_newer
+from logging_service.postgres import SCHEMA_REVISION, refuse_newer, said, weather
 
 # Any number will do, as long as no other program in this database takes the same.
 _LOCK = 7_260_411_530
@@ -52,14 +54,22 @@ async def migrate(url: str) -> tuple[str | None, str]:
     Raises BackendUnavailable when the database does not answer, SchemaMismatch when its schema
     is newer than this release.
     """
-    scheme, _, rest = url.partition("://")
+    # asyncpg reads the URL itself, as it does for the services: with all that may stand in it.
     engine = create_async_engine(
-        f"postgresql+asyncpg://{rest}" if scheme else url, poolclass=NullPool
+        "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(url), poolclass=NullPool
     )
     try:
-        async with asyncio.timeout(120), engine.connect() as connection:
-            return await connection.run_sync(_upgrade)
-    except (OSError, TimeoutError) as error:
-        raise BackendUnavailable(f"database: {str(error) or 'no answer'}") from error
+        with weather("migration"):
+            async with asyncio.timeout(120), engine.connect() as connection:
+                return await connection.run_sync(_upgrade)
+    except (SQLAlchemyError, asyncpg.PostgresError) as error:
+        raise BackendUnavailable(f"migration: {_cause(error)}") from error
     finally:
         await engine.dispose()
+
+
+def _cause(error: BaseException) -> str:
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, asyncpg.PostgresError):
+        found = found.__cause__ or getattr(found, "orig", None)
+    return said(found) if found is not None else str(error).splitlines()[0]

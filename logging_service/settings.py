@@ -153,6 +153,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"/?[0-9]{0,5}", urlsplit(url).path):
+            raise ValueError("the path has to be the number of a database, such as /0")
         return _with_scheme(url, "redis", "rediss")
 
     @field_validator("database_url")
@@ -206,7 +208,11 @@ def _bracketed(host: str) -> str:
 
 
 def _with_scheme(url: str | None, *schemes: str) -> str | None:
-    if url is None or (urlsplit(url).scheme in schemes and urlsplit(url).hostname):
+    if url is None:
+        return url
+    parts = urlsplit(url)
+    # Reading the port raises ValueError where it is none.
+    if parts.scheme in schemes and parts.hostname and parts.port != 0:
         return url
     raise ValueError("allowed is " + " or ".join(f"{scheme}://host…" for scheme in schemes))
 

@@ -37,6 +37,7 @@ class StoredWatch:
         self._reader = reader
         self._waiters: list[_Waiter] = []
         self._asker: asyncio.Task[None] | None = None
+        self._is_failing = False
 
     def wait(self, events: Sequence[Encoded], told: Told) -> None:
         """Tell `stored` once all of `events` are, with their content, `not yet` after 2 s."""
@@ -64,13 +65,18 @@ class StoredWatch:
 
     async def _stored(self) -> dict[EventKey, str]:
         wanted = {key for waiter in self._waiters for key in waiter.missing}
+        until = min(waiter.deadline for waiter in self._waiters)
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                return await self._reader.stored(list(wanted))
+            async with asyncio.timeout_at(until):
+                stored = await self._reader.stored(list(wanted))
         except (LoggingServiceError, TimeoutError) as error:
-            _log.warning("stored_not_known", reason=str(error))
+            if not self._is_failing:
+                _log.warning("stored_not_known", reason=str(error) or "no answer in time")
+            self._is_failing = True
             await asyncio.sleep(10 * _ASK_SECONDS)
             return {}
+        self._is_failing = False
+        return stored
 
     def _settle(self, stored: dict[EventKey, str]) -> None:
         now = asyncio.get_running_loop().time()

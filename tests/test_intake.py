@@ -66,6 +66,61 @@ def test_a_bad_event_is_refused_alone(bad: Any, form: str) -> None:
     assert rejection.event_id == (BAD["event_id"] if bad is BAD else None)
 
 
+HALF = b'{"event_type":"half","payload":{"path":"/tmp/\\udcff"}}'
+DEEP = b'{"event_type":"deep","payload":{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}}"
+
+
+@pytest.mark.parametrize("form", ["array", "envelope", "lines"])
+@pytest.mark.parametrize(
+    ("bad", "loc"),
+    [
+        (HALF, "payload"),
+        (HALF.replace(b"/tmp/\\udcff", b"\\ud83dx"), "payload"),
+        (b'{"event_type":"a","session_id":"\\ud800"}', "session_id"),
+        (DEEP, "payload"),
+        (b'{"event_type":"a","payload":{"n":NaN}}', "body"),
+    ],
+)
+def test_an_event_that_no_reader_could_represent_is_refused_alone(
+    form: str, bad: bytes, loc: str
+) -> None:
+    good = json.dumps(GOOD).encode()
+    events = [good, good, bad, good]
+    if form == "lines":
+        batch = read(b"\n".join(events), NDJSON)
+    else:
+        array = b" [ " + b" , ".join(events) + b" ] "
+        batch = read(array if form == "array" else b'{ "events" :' + array + b"}")
+    assert len(batch.accepted) == 3
+    (rejection,) = batch.rejected
+    assert (rejection.index, rejection.errors[0].loc) == (2, loc)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[%b", b"[%b]]", b"[%b,]", b'{"events": [%b], "more": 1}x', b"[%b] []", b"[%b}", b"[%b]}"],
+)
+def test_around_such_an_event_the_body_has_to_be_json_still(body: bytes) -> None:
+    for bad in (HALF, DEEP):
+        with pytest.raises(BodyRejected):
+            read(body % bad)
+
+
+def test_a_neighbour_changes_nothing() -> None:
+    twice = b'{"event_type":"a","payload":{"k":1,"k":2}}'
+    escaped = b'{"event_type":"a","payload":{"k":"\\u00e9"}}'
+    alone, beside = read(b"[" + twice + b"]"), read(b"[" + twice + b"," + escaped + b"]")
+    assert (len(alone.accepted), len(beside.accepted)) == (1, 2)
+
+
+def test_lines_and_events_are_one_to_one() -> None:
+    whole = json.dumps(GOOD).encode()
+    broken = whole.replace(b", ", b",\n", 1)
+    batch = read(b"\n".join([whole, broken, whole + whole]), NDJSON)
+    assert len(batch.accepted) == 1
+    assert [rejection.index for rejection in batch.rejected] == [1, 2, 3]
+
+
 def test_the_order_of_the_events_is_kept() -> None:
     batch = read([{"event_type": f"t{n}"} for n in range(100)])
     assert [event.event_type for event in batch.accepted] == [f"t{n}" for n in range(100)]

@@ -80,7 +80,9 @@ def test_other_content_under_a_stored_id_is_set_aside(
     url = f"{pipeline['producer'].url}/log?wait=stored"
     first = requests.post(url, json={"event_type": "a"}, headers=KEY, timeout=10).json()["event_id"]
     other = {"event_type": "a", "payload": {"other": True}, "event_id": first}
-    requests.post(url, json=other, headers=KEY, timeout=10)
+    answer = requests.post(url, json=other, headers=KEY, timeout=10).json()
+    # It is not said to be stored: another event is, under its id and time.
+    assert answer == {"status": "queued", "event_id": first}
     assert query(pipeline, f"/events/{first}").json()["payload"] == {}
     status = requests.get(f"{pipeline['producer'].url}/queue/status", timeout=10).json()
     assert status["dead_letters"] == 1

@@ -1,6 +1,7 @@
 """The schema is brought up to date, once, and never down."""
 
 import asyncio
+import re
 
 import asyncpg
 import pytest
@@ -47,3 +48,23 @@ async def test_a_newer_schema_is_left_alone(database_url: str) -> None:
 async def test_a_database_that_is_away_is_said(free_port: int) -> None:
     with pytest.raises(BackendUnavailable):
         await migrate(f"postgresql://nobody@127.0.0.1:{free_port}/none")
+
+
+async def test_the_url_is_read_as_the_services_read_it(empty_database_url: str) -> None:
+    assert (await migrate(f"{empty_database_url}?sslmode=disable"))[1] == SCHEMA_REVISION
+
+
+async def test_a_wrong_password_is_one_line(empty_database_url: str) -> None:
+    wrong = re.sub(r":[^:@/]*@", ":wrong@", empty_database_url)
+    with pytest.raises(BackendUnavailable, match="28P01") as refused:
+        await migrate(wrong)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+async def test_a_role_that_may_not_create_is_told_so(empty_database_url: str) -> None:
+    connection = await asyncpg.connect(empty_database_url)
+    await connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC, CURRENT_USER")
+    await connection.execute("ALTER SCHEMA public OWNER TO pg_database_owner")
+    await connection.close()
+    with pytest.raises((BackendUnavailable, SchemaMismatch), match="42501"):
+        await migrate(f"{empty_database_url}?options=-crole%3Dpg_monitor")

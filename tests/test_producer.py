@@ -13,6 +13,7 @@ from contextlib import closing
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import psutil
 import pytest
 import requests
@@ -26,6 +27,7 @@ from logging_service import wire
 KEY = {"X-API-Key": "test_key_123"}
 NDJSON = "application/x-ndjson"
 EVENT = {"session_id": 123, "event_type": "review_started", "payload": {"user_id": "user123"}}
+ONE = json.dumps(EVENT).encode()
 
 
 @pytest.fixture
@@ -224,11 +226,17 @@ class TestKeys:
             assert_problem(requests.get(url, timeout=5), 401)
 
 
-def speak(service: RunningService, sent: bytes, *, wait_seconds: float = 10) -> bytes:
-    """Send bytes as they are and return all that comes until the service closes."""
+def speak(
+    service: RunningService, *sent: bytes, wait_seconds: float = 10, end: bool = False
+) -> bytes:
+    """Send bytes, in pieces, and return all that comes until the service closes."""
     port = int(service.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=wait_seconds) as connection:
-        connection.sendall(sent)
+        for piece in sent:
+            connection.sendall(piece)
+            time.sleep(0.05)
+        if end:
+            connection.shutdown(socket.SHUT_WR)
         parts = []
         while part := connection.recv(65536):
             parts.append(part)
@@ -236,7 +244,7 @@ def speak(service: RunningService, sent: bytes, *, wait_seconds: float = 10) -> 
 
 
 def raw_request(
-    body: bytes = json.dumps(EVENT).encode(),
+    body: bytes = ONE,
     *headers: str,
     path: str = "/log",
     version: str = "1.1",
@@ -251,6 +259,7 @@ def raw_request(
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+LENGTH = f"Content-Length: {len(ONE)}"
 CLOSE = ("Connection: close",)
 
 
@@ -280,6 +289,54 @@ class TestHttp:
         answer = speak(producer, raw_request(body, length, "Expect: 100-continue", *CLOSE))
         assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 ")
         assert len(waiting(queue)) == 1
+
+    def test_a_pipelined_header_that_is_cut_in_two_costs_nothing(
+        self, producer: RunningService, queue: Redis
+    ) -> None:
+        large = json.dumps([{**EVENT, "payload": {"text": "x" * 25_000}}]).encode()
+        first, second = raw_request(large, path="/logs"), raw_request(ONE, LENGTH, *CLOSE)
+        for cut in (9, 40, 120):
+            answer = speak(producer, first + second[:cut], second[cut:])
+            assert answer.count(b"HTTP/1.1 202 ") == 2
+        assert len(waiting(queue)) == 6
+
+    def test_a_header_may_come_in_pieces(self, producer: RunningService) -> None:
+        request = raw_request(ONE, f"X-Filler: {'x' * 10_000}", LENGTH, *CLOSE)
+        assert speak(producer, request[:9000], request[9000:]).startswith(b"HTTP/1.1 202 ")
+
+    def test_a_refusal_does_not_overtake_the_answer_before_it(
+        self, producer: RunningService, queue: Redis
+    ) -> None:
+        first = raw_request(ONE, LENGTH, path="/log?wait=stored")
+        large = b"GET /health HTTP/1.1\r\nHost: x\r\nX-Filler: " + b"x" * 10_000
+        answer = speak(producer, first + large, b"x" * 20_000)
+        assert answer.startswith(b"HTTP/1.1 202 ")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert b"connection: close" in answer
+        assert len(waiting(queue)) == 1
+
+    def test_each_answer_carries_its_own_request_id(self, producer: RunningService) -> None:
+        requests_sent = [
+            raw_request(ONE, LENGTH, f"X-Request-ID: id-{n}", *(CLOSE if n == 2 else ()))
+            for n in range(3)
+        ]
+        answer = speak(producer, b"".join(requests_sent))
+        assert re.findall(rb"x-request-id: (\S+)", answer) == [b"id-0", b"id-1", b"id-2"]
+
+    def test_a_trailer_is_no_header_and_is_bounded(self, producer: RunningService) -> None:
+        head = b"POST /log HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+        body = b"%x\r\n%b\r\n0\r\n" % (len(ONE), ONE)
+        key = b"X-API-Key: test_key_123\r\n"
+        assert speak(producer, head + b"\r\n" + body + key + b"\r\n").startswith(b"HTTP/1.1 401 ")
+        many = b"X-Filler: x\r\n" * 100_000
+        assert speak(producer, head + key + b"\r\n" + body + many).startswith(b"HTTP/1.1 431 ")
+
+    def test_who_ends_its_half_is_answered(self, producer: RunningService) -> None:
+        assert speak(producer, raw_request(), end=True).startswith(b"HTTP/1.1 202 ")
+
+    def test_without_a_key_no_body_is_read(self, producer: RunningService) -> None:
+        head = b"POST /logs HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n["
+        assert speak(producer, head).startswith(b"HTTP/1.1 401 ")
 
     def test_http_1_0_is_answered_and_closed(self, producer: RunningService) -> None:
         body = json.dumps(EVENT).encode()
@@ -319,7 +376,10 @@ class TestHttp:
         "garbage", [b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"POST /log HTTP/9.9\r\n\r\n"]
     )
     def test_what_is_not_http_is_refused(self, producer: RunningService, garbage: bytes) -> None:
-        assert speak(producer, garbage).startswith(b"HTTP/1.1 400 ")
+        answer = speak(producer, garbage)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"application/problem+json" in answer
+        assert b"x-request-id: " in answer
         assert post(producer, "/log").status_code == 202
 
     def test_unknown_paths_and_methods_are_said(self, producer: RunningService) -> None:
@@ -405,6 +465,10 @@ class TestBadDays:
             ("PRODUCER_PORT", "99999", "65535"),
             ("API_KEY", "short", "at least 8"),
             ("REDIS_URL", "http://x", "redis://"),
+            ("REDIS_URL", "redis://localhost:99999/0", "ort"),
+            ("REDIS_URL", "redis://localhost:abc/0", "ort"),
+            ("REDIS_URL", "redis://localhost:6379/abc", "number"),
+            ("DATABASE_URL", "postgresql://u@localhost:99999/x", "ort"),
             ("USE_REDIS_QUEUE", "false", "true"),
             ("RATE_LIMIT_LOG", "9/fortnight", "minute"),
         ],
@@ -419,6 +483,16 @@ class TestBadDays:
         assert said in written
         if variable == "API_KEY":
             assert value not in written
+
+    async def test_a_newer_schema_is_refused_in_one_line(
+        self, environment: dict[str, str], database_url: str
+    ) -> None:
+        connection = await asyncpg.connect(database_url)
+        await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        await connection.close()
+        code, written = run_to_end("producer", environment)
+        assert code == 2
+        assert "9999 is newer than this release" in written.splitlines()[-1]
 
     def test_a_port_that_is_taken_is_named_in_one_line(self, environment: dict[str, str]) -> None:
         with socket.create_server(("127.0.0.1", int(environment["PRODUCER_PORT"]))):

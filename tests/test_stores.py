@@ -221,15 +221,53 @@ async def test_a_failed_transaction_leaves_nothing(
     assert (await count(database), await count(database, "deliveries")) == (1, 1)
 
 
-async def test_a_read_only_database_is_weather(
+async def test_a_rule_of_the_operators_stops_the_guilty_event_alone(
+    store: PostgresStore, database: asyncpg.Connection
+) -> None:
+    await database.execute("ALTER TABLE log_events ADD CHECK (payload->>'sekret' IS NULL)")
+    bad = an_event(payload={"sekret": "hunter2"})
+    good = [an_event(payload={"n": n}) for n in range(20)]
+    assert await store.append(a_batch([*good[:7], bad, *good[7:]])) == Appended(20, 0, 1, 0)
+    letter = await database.fetchrow("SELECT event, detail, sqlstate FROM dead_letters")
+    assert (letter["event"], letter["sqlstate"]) == (bad, "23514")
+    assert "hunter2" not in letter["detail"]
+
+
+async def test_the_first_of_two_contents_is_kept_whatever_their_sessions(
+    store: PostgresStore, database: asyncpg.Connection
+) -> None:
+    event_id, now = uuid.uuid4(), datetime.now(UTC)
+    first, second = (
+        an_event(session_id=session, event_id=event_id, timestamp=now) for session in ("b", "a")
+    )
+    await store.append(a_batch([first, second]))
+    assert await database.fetchval("SELECT session_id FROM log_events") == "b"
+    assert await database.fetchval("SELECT event FROM dead_letters") == second
+
+
+async def test_old_deliveries_are_folded_into_one_and_the_sums_stay(
+    store: PostgresStore, database: asyncpg.Connection
+) -> None:
+    for number in range(1, 5):
+        await store.append(a_batch([an_event() for _ in range(number)]))
+        if number in {2, 3}:
+            await database.execute("UPDATE deliveries SET committed_at = now() - interval '3 days'")
+            await store.prepare()
+    assert await count(database, "deliveries") == 2
+    assert await database.fetchval("SELECT sum(stored) FROM deliveries") == 10
+
+
+async def test_a_session_that_was_read_only_does_not_stay_so(
     store: PostgresStore, database: asyncpg.Connection
 ) -> None:
     name = await database.fetchval("SELECT current_database()")
     await database.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     with pytest.raises(BackendUnavailable, match="25006"):
         await store.append(a_batch([an_event()]))
-    await database.execute("SET default_transaction_read_only = off")
+    with pytest.raises(BackendUnavailable, match="read-only"):
+        await store.check()
     await database.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    assert (await store.append(a_batch([an_event()]))).stored == 1
 
 
 async def test_a_schema_that_does_not_fit_is_said(

@@ -9,6 +9,25 @@ VALUES (:lease_id, :stored, :duplicates, :dead_lettered, :expired)
 ON CONFLICT (lease_id) DO NOTHING
 RETURNING stored;
 
+-- name: fold_deliveries()!
+-- Deliveries of days ago become one row, under the id that no lease has: none of them comes again.
+WITH gone AS (
+    DELETE FROM deliveries
+     WHERE committed_at < now() - interval '2 days'
+       AND lease_id <> '00000000-0000-0000-0000-000000000000'
+    RETURNING stored, duplicates, dead_lettered, expired
+)
+INSERT INTO deliveries AS folded (lease_id, stored, duplicates, dead_lettered, expired)
+SELECT '00000000-0000-0000-0000-000000000000', sum(stored), sum(duplicates), sum(dead_lettered),
+       sum(expired)
+  FROM gone HAVING count(*) > 0
+ON CONFLICT (lease_id) DO UPDATE
+   SET committed_at = now(),
+       stored = folded.stored + EXCLUDED.stored,
+       duplicates = folded.duplicates + EXCLUDED.duplicates,
+       dead_lettered = folded.dead_lettered + EXCLUDED.dead_lettered,
+       expired = folded.expired + EXCLUDED.expired;
+
 -- name: insert_staged()
 -- Each new event once, the first of equals; a row for each that was inserted.
 INSERT INTO log_events (event_id, timestamp, received_at, event_type, session_id, source,

@@ -37,10 +37,10 @@ STATEMENTS = (
     CREATE TABLE deliveries (
         lease_id      uuid        PRIMARY KEY,
         committed_at  timestamptz NOT NULL DEFAULT now(),
-        stored        integer     NOT NULL,
-        duplicates    integer     NOT NULL,
-        dead_lettered integer     NOT NULL,
-        expired       integer     NOT NULL
+        stored        bigint     NOT NULL,
+        duplicates    bigint     NOT NULL,
+        dead_lettered bigint     NOT NULL,
+        expired       bigint     NOT NULL
     )
     """,
     """
