@@ -96,6 +96,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _seen: tuple[_Phase, int] | None = None
     _seen_at = 0.0
     _chunk = 0
+    _owes_answer = False
     _header_fed = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -221,6 +222,7 @@ class LimitedProtocol(HttpToolsProtocol):
         answering = self.phase is not _Phase.BODY and not self.is_free()
         self.phase = _Phase.LINGER
         if answering or self.pipeline:
+            self._owes_answer = answering
             self.cycle.keep_alive = False
             return
         request_id = request_id_from(self.headers or ())
@@ -266,6 +268,8 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         most = self.phase.value if self.phase is not _Phase.IDLE else self.timeout_keep_alive
         if now - self._seen_at < most or self.transport.is_closing():
+            return
+        if self._owes_answer and not self.is_free():
             return
         if self.phase is _Phase.BODY or (self.phase is _Phase.HEADER and self._header_fed):
             self.refuse(TooSlow())
