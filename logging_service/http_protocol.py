@@ -135,7 +135,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect one header line; trailers, which come behind the body, only count."""
         if self.phase is _Phase.HEADER:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
             return
         self._header_fed += len(name) + len(value)
         if self._header_fed > MAX_HEADER_BYTES and self.phase is _Phase.BODY:
