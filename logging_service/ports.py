@@ -31,7 +31,7 @@ class QueueStatus(msgspec.Struct, frozen=True):
 
 
 class EventQueue(Protocol):
-    """Events that wait, as bytes made by `events.encode`, in the order in which they came."""
+    """Events that wait, as bytes made by `wire.encode`, in the order in which they came."""
 
     async def put(self, events: Sequence[bytes]) -> Ack:
         """Hold `events` durably, all or none, and say how.
@@ -123,7 +123,8 @@ class Filter:
     @property
     def reads_rows(self) -> bool:
         """Whether no index answers this, so that rows have to be read."""
-        return bool(self.payload or self.text or self.trace_id or self.request_id)
+        equal = (self.source, self.trace_id, self.request_id)
+        return bool(self.payload or self.text) or any(value is not None for value in equal)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ import asyncpg
 from logging_service.errors import BackendUnavailable, SchemaMismatch, SchemaTooNew
 
 SQL_STATE_SCHEMA = "42"
+# SQLSTATE classes that are the event's own fault: data, integrity, limits.
+EVENT_CLASSES = frozenset({"22", "23", "54"})
 SCHEMA_REVISION = "0001"
 _CHECK_SECONDS = 1.0
 
@@ -22,7 +24,7 @@ def weather(what: str) -> Iterator[None]:
         yield
     except asyncpg.PostgresError as error:
         state = error.sqlstate or ""
-        if state[:2] in {"22", "23", "54"}:
+        if state[:2] in EVENT_CLASSES:
             raise
         if state[:2] == SQL_STATE_SCHEMA:
             raise SchemaMismatch(f"{what}: {said(error)}") from error

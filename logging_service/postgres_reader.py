@@ -48,11 +48,6 @@ class EstimatedTypeCount(EventTypeCount, frozen=True):
     count_is_estimate: bool = True
 
 
-def _reads_rows(wanted: Filter) -> bool:
-    # No index has the source either, and a rare one is as far apart as a rare payload.
-    return wanted.reads_rows or wanted.source is not None
-
-
 class _Search:
     """Reads rows in time order, chunk by chunk, keeps those that match, and minds the time.
 
@@ -132,11 +127,11 @@ class PostgresReader:
     async def page(self, wanted: Filter, after: EventKey | None, limit: int, skip: int = 0) -> Page:
         """Return events behind `after`, `limit` at the most, leaving out the first `skip`.
 
-        A filter that reads rows, and one by source, is given two seconds, and a page holds about
+        A filter that reads rows is given two seconds, and a page holds about
         16 MiB; a page that ends there is `partial`, and whoever goes on from its `after` meets
         every event once.
         """
-        if _reads_rows(wanted):
+        if wanted.reads_rows:
             return await self._search(wanted, after, limit, skip)
         with weather("events"):
             async with self._connection() as connection:

@@ -13,7 +13,7 @@ import structlog
 from logging_service import wire
 from logging_service.errors import BackendUnavailable
 from logging_service.ports import Appended, DeadLetter, Sorted
-from logging_service.postgres import check_schema, open_pool, said, weather
+from logging_service.postgres import EVENT_CLASSES, check_schema, open_pool, said, weather
 
 _sql: Any = aiosql.from_path(Path(__file__).parent / "sql" / "writes.sql", "asyncpg")
 _log = structlog.get_logger()
@@ -21,8 +21,6 @@ _log = structlog.get_logger()
 _DAYS_AHEAD = 7
 _COPY_BEGIN = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _COPY_END = b"\xff\xff"
-# SQLSTATE classes that are the event's own fault: data, integrity, limits.
-_EVENT_CLASSES = frozenset({"22", "23", "54"})
 
 # Names that all makers of partitions agree on; any number will do.
 _PARTITION_LOCK = 7_260_411_531
@@ -172,7 +170,7 @@ async def _insert_staged(
 
 
 def _is_the_events_fault(error: asyncpg.PostgresError) -> bool:
-    return (error.sqlstate or "")[:2] in _EVENT_CLASSES and not _lacks_a_day(error)
+    return (error.sqlstate or "")[:2] in EVENT_CLASSES and not _lacks_a_day(error)
 
 
 def _lacks_a_day(error: asyncpg.PostgresError) -> bool:

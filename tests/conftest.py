@@ -114,6 +114,21 @@ async def redis_url(redis_server: Valkey) -> str:
 
 
 @pytest.fixture
+async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to `database_url`."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the server at `redis_url`."""
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
 def free_port() -> int:
     """A port that nothing listens on."""
     return unused_port()

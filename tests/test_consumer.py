@@ -25,25 +25,12 @@ from logging_service.redis_queue import open_redis_queue
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
 async def queue(redis_url: str, redis: Redis) -> AsyncIterator[EventQueue]:
     assert await redis.dbsize() == 0
     async with open_redis_queue(
         redis_url, name="log_queue", ttl_seconds=3600, timeout_ms=2000
     ) as opened:
         yield opened
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
 
 
 @asynccontextmanager

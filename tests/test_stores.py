@@ -21,13 +21,6 @@ async def store(database_url: str) -> AsyncIterator[PostgresStore]:
         yield opened
 
 
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url)
-    yield connection
-    await connection.close()
-
-
 def a_batch(events: list[bytes], *, attempts: int = 1, expired: int = 0) -> Sorted:
     return Sorted(Delivery(uuid.uuid4(), events, attempts), events, expired=expired)
 
