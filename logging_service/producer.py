@@ -40,7 +40,12 @@ from logging_service.intake import MAX_EVENTS
 from logging_service.logs import configure_logs
 from logging_service.ports import EventQueue, EventStore
 from logging_service.rate_limit import RateLimiter
-from logging_service.server import refuse_to_start, serve, spare_the_collector
+from logging_service.server import (
+    forward_library_logs,
+    refuse_to_start,
+    serve,
+    spare_the_collector,
+)
 from logging_service.settings import load_settings
 from logging_service.stored_watch import StoredWatch
 from logging_service.web import (
@@ -137,6 +142,7 @@ def create_app() -> RequestContext:
     """Return the producer as an ASGI application, with settings from the environment."""
     settings = load_settings()
     configure_logs(SERVICE, settings.log_level)
+    forward_library_logs()
     keyring = Keyring(settings)
     limiter = RateLimiter(settings.rate_for)
 
