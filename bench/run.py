@@ -56,7 +56,7 @@ async def measure(parts: set[str], seconds: float, progress: Progress) -> tuple[
 
 def _expected(parts: set[str], seconds: float) -> float:
     units = {
-        "stored": 1 + seconds * stored.TIMES * 2 * stored.ROUNDS,
+        "stored": seconds * stored.TIMES * 2 * (stored.ROUNDS + 1),
         "post_log": 3.5 + seconds * 3 * post_log.ROUNDS,
         "queryable": 1 + seconds * queryable.TIMES,
     }

@@ -6,6 +6,7 @@ without a task, a scope or a framework.
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
@@ -212,8 +213,14 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 def _id_text(event_id: int) -> str:
-    text = f"{event_id:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    low = event_id & 0xFFFF_FFFF_FFFF_FFFF
+    return f"{_first_half(event_id >> 64)}{low >> 48:04x}-{low & 0xFFFF_FFFF_FFFF:012x}"
+
+
+# The ids of a millisecond share it.
+@lru_cache(maxsize=64)
+def _first_half(high: int) -> str:
+    return f"{high >> 32:08x}-{high >> 16 & 0xFFFF:04x}-{high & 0xFFFF:04x}-"
 
 
 def _single_answer(event: Encoded, status: str) -> Answer:
