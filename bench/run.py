@@ -27,6 +27,7 @@ from logging_service.logs import configure_logs
 PARTS = ("stored", "post_log", "queryable")
 _START_SECONDS = 8.0
 _INTERRUPTED = 130
+_PLAIN_WIDTH = 120
 
 
 async def measure(parts: set[str], seconds: float, progress: Progress) -> tuple[Figures, Sheet]:
@@ -115,7 +116,7 @@ def main() -> int:
     except (LoggingServiceError, Miscounted, ServerSilent, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    sheet.show(Console(), figures)
+    sheet.show(Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH), figures)
     print(figures.line())
     return 0
 
