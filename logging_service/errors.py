@@ -41,6 +41,14 @@ class BackendUnavailable(LoggingServiceError):
     """The queue or store did not answer; send it again later."""
 
 
+class QueueFull(BackendUnavailable):
+    """The queue holds as many events as it may; send them again later."""
+
+
+class TooManyDead(LoggingServiceError):
+    """So many of the last events cannot be stored that the fault is hardly theirs."""
+
+
 class SchemaMismatch(LoggingServiceError):
     """The database's schema does not fit this release."""
 

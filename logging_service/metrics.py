@@ -28,7 +28,12 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 COMMON = CollectorRegistry()
 PRODUCER = CollectorRegistry()
 CONSUMER = CollectorRegistry()
-_BY_SERVICE = {"producer": PRODUCER, "consumer": CONSUMER}
+QUERY_SERVICE = CollectorRegistry()
+_BY_SERVICE = {
+    "producer": [COMMON, PRODUCER],
+    "consumer": [COMMON, CONSUMER],
+    "query_service": [COMMON, QUERY_SERVICE],
+}
 ProcessCollector(registry=COMMON)
 PlatformCollector(registry=COMMON)
 
@@ -53,6 +58,23 @@ LOG_EVENTS = Counter(
 )
 # Events come in faster than the consumers store them.
 QUEUE_SIZE = Gauge("queue_size", "Events that wait in the queue.", registry=PRODUCER)
+# Redis is away or too slow: events are held on this host's disk.
+EVENTS_SPOOLED = Counter(
+    "events_spooled_total", "Events that the spool took in place of Redis.", registry=PRODUCER
+)
+SPOOL_ACTIVE = Gauge(
+    "spool_active", "1 while events go to the spool because Redis is away.", registry=PRODUCER
+)
+SPOOL_EVENTS = Gauge(
+    "spool_events", "Events in this host's spools that wait for Redis.", registry=PRODUCER
+)
+# A disk that alters what it keeps; docs/durability.md says what to do.
+SPOOL_DAMAGED_EVENTS = Gauge(
+    "spool_damaged_events", "Spooled events set aside with a wrong checksum.", registry=PRODUCER
+)
+SPOOL_DAMAGED_FILES = Gauge(
+    "spool_damaged_files", "Spool files set aside because of damage.", registry=PRODUCER
+)
 # The pipeline's output; compare its rate with that of `log_events_total`.
 EVENTS_STORED = Counter("events_stored_total", "Events written to the database.", registry=CONSUMER)
 # Senders repeat themselves, or deliveries came twice: harmless.
@@ -63,9 +85,20 @@ EVENTS_DUPLICATE = Counter(
 EVENTS_DEAD_LETTERED = Counter(
     "events_dead_lettered_total", "Events put aside with a reason.", registry=CONSUMER
 )
+# So many of the last events cannot be stored that the release or the schema must be wrong.
+CONSUMER_STOPPED = Gauge(
+    "consumer_stopped", "1 while the consumer stores nothing and says why.", registry=CONSUMER
+)
 # Events that waited longer than REDIS_QUEUE_TTL: the consumers were away for too long.
 EVENTS_EXPIRED = Counter(
     "events_expired_total", "Events that waited too long in the queue.", registry=CONSUMER
+)
+# `removed_outside`, `reappeared` or `rolled_back` above 0: not all is accounted for.
+BALANCE_EVENTS = Gauge(
+    "balance_events",
+    "Events by what became of them, `accepted` being all; no series where it is not known.",
+    ["term"],
+    registry=QUERY_SERVICE,
 )
 # The database has become slower, or batches larger.
 CONSUMER_BATCH = Histogram(
@@ -156,6 +189,11 @@ def count_events(event_types: Sequence[str]) -> None:
 
 def exposition(service: str) -> tuple[bytes, str]:
     """Return a service's metrics in Prometheus's text format, and its content type."""
-    own = _BY_SERVICE.get(service)
-    text = generate_latest(COMMON) + (generate_latest(own) if own else b"")
-    return text, CONTENT_TYPE_LATEST
+    registries = _BY_SERVICE.get(service, [COMMON])
+    return b"".join(map(generate_latest, registries)), CONTENT_TYPE_LATEST
+
+
+def show_beside(service: str, registry: CollectorRegistry) -> None:
+    """Make a service show what is counted in `registry` too: its process does that work as well."""
+    if registry not in _BY_SERVICE[service]:
+        _BY_SERVICE[service].append(registry)

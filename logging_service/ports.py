@@ -1,6 +1,6 @@
 """The two seams: where events wait and where they stay."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol
@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 
 Ack = Literal["queued", "spooled", "in_memory"]
+NO_EPOCH = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +19,30 @@ class Delivery:
     lease_id: UUID
     events: list[bytes]
     attempts: int
+    epoch: UUID = NO_EPOCH
+
+
+class Tally(NamedTuple):
+    """How many events a queue has accepted in an epoch, which ends when somebody empties it."""
+
+    epoch: UUID
+    accepted: int
 
 
 class QueueStatus(msgspec.Struct, frozen=True):
-    """How much waits, how old it is and how fast it leaves; ages in seconds, rates a second."""
+    """How much waits, how old it is and how fast it leaves; ages in seconds, rates a second.
+
+    `spooled` events wait on this host's disk for Redis to come back; `damaged` ones were set
+    aside because their bytes are not those that were acknowledged.
+    """
 
     backend: Literal["redis", "spool", "memory"]
     size: int
     in_flight: int
     oldest_age_seconds: float | None
     stored_per_second: float
+    spooled: int = 0
+    damaged: int = 0
 
 
 class EventQueue(Protocol):
@@ -36,7 +51,8 @@ class EventQueue(Protocol):
     async def put(self, events: Sequence[bytes]) -> Ack:
         """Hold `events` durably, all or none, and say how.
 
-        Raises BackendUnavailable when it is not known that the queue holds them.
+        Raises BackendUnavailable when it is not known that the queue holds them, QueueFull when
+        it holds as many as it may.
         """
 
     async def take(self, limit: int, wait_seconds: float) -> Delivery | None:
@@ -56,6 +72,15 @@ class EventQueue(Protocol):
 
     async def status(self) -> QueueStatus:
         """Count what waits and what is leased."""
+
+    async def tallies(self) -> list[Tally]:
+        """Return what was accepted in each epoch that this process has seen, the present last.
+
+        An epoch that is over shows what was acknowledged before it ended; without a present one
+        the list ends with NO_EPOCH. Where less is counted in the present one than was acknowledged
+        it is there twice, as acknowledged and as counted. Raises BackendUnavailable when the
+        present one cannot be read.
+        """
 
     async def warnings(self) -> list[str]:
         """Say what in the queue's configuration can lose events, a sentence each.
@@ -166,7 +191,8 @@ class DeadLetter(NamedTuple):
 class Sorted:
     """A delivery after decoding: what to store, what is too old, what is beyond repair.
 
-    `received` tells when the events were received, in microseconds since 2000, in no order.
+    `received` tells when the events were received, in microseconds since 2000, in no order. With
+    a `place` it is only the one event that stands there in a delivery under trial.
     """
 
     delivery: Delivery
@@ -174,16 +200,45 @@ class Sorted:
     received: list[int] = field(default_factory=list)
     expired: int = 0
     dead: list[DeadLetter] = field(default_factory=list)
+    place: int | None = None
+
+
+class Trial(NamedTuple):
+    """The event of a delivery that comes next, from 0, and how many runs have begun it."""
+
+    place: int
+    tries: int
 
 
 class EventStore(Protocol):
-    """Events that stay, each once."""
+    """Events that stay, each once.
 
-    async def append(self, batch: Sorted) -> Appended:
+    A delivery whose consumers died is stored event by event: `begin_trial` before an event is
+    touched, `append` with its place, `end_trials` behind the last.
+    """
+
+    async def append(self, batch: Sorted, most_dead: int | None = None) -> Appended:
         """Store a delivery in one transaction; a lease that was committed before counts nothing.
 
-        Raises BackendUnavailable when it is not known whether the transaction was committed,
-        SchemaMismatch when the schema does not fit this release.
+        A batch with a place is counted with its delivery's trials, once. Raises TooManyDead, with
+        nothing stored, where more than `most_dead` events cannot be; BackendUnavailable when it
+        is not known whether the transaction was committed, SchemaMismatch when the schema does
+        not fit this release.
+        """
+
+    async def begin_trial(self, delivery: Delivery, run: UUID) -> Trial | None:
+        """Commit that `run` tries the next event; None when the lease was committed before.
+
+        A run counts once for an event, however often it begins. Raises like `append`.
+        """
+
+    async def release_trial(self, delivery: Delivery, run: UUID) -> None:
+        """Take back what `begin_trial` counted: `run` lives, whatever ended its trial."""
+
+    async def end_trials(self, delivery: Delivery) -> None:
+        """Record a lease whose events are all settled, and forget its trials; in one transaction.
+
+        Raises like `append`; harmless when another consumer was first.
         """
 
     async def prepare(self) -> None:
@@ -194,6 +249,96 @@ class EventStore(Protocol):
 
     async def check(self) -> None:
         """Raise BackendUnavailable or SchemaMismatch when the store cannot be used."""
+
+
+class Account(NamedTuple):
+    """What a queue accepted in an epoch, as it was noted last, and what became of it.
+
+    `rolled_back` events were accepted too, but the queue's server came back without having counted
+    them. `unsettled` of those in `settled` may still be counted as in flight by the queue.
+    """
+
+    epoch: UUID
+    accepted: int
+    rolled_back: int
+    settled: Appended
+    unsettled: int
+
+
+class Books(Protocol):
+    """What was accepted and what became of it; raises BackendUnavailable or SchemaMismatch."""
+
+    async def note(self, read: Callable[[], Awaitable[list[Tally]]]) -> None:
+        """Keep the tallies that `read` returns; of several callers one reads after the other.
+
+        The last tally is that of the present epoch; where it is lower than the one noted before,
+        the difference was rolled back. Raises what `read` raises.
+        """
+
+    async def settle(self, lease_ids: Sequence[UUID]) -> None:
+        """Add deliveries, whose leases can never come again, up in their epochs."""
+
+    async def accounts(self) -> list[Account]:
+        """Return the account of each epoch, all as of one moment."""
+
+
+class KeptLetter(NamedTuple):
+    """A dead letter as it lies there; `replayed_at` until it is forgotten or comes back."""
+
+    id: int
+    event: bytes
+    reason: str
+    detail: str
+    sqlstate: str | None
+    attempts: int
+    first_seen: datetime
+    last_seen: datetime
+    replayed_at: datetime | None
+
+
+class LetterKey(NamedTuple):
+    """Which dead letter, how often its event has failed and how many bytes it has."""
+
+    id: int
+    attempts: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LetterFilter:
+    """Which dead letters are wanted: every condition holds; `ids` None: whatever their ids.
+
+    Those that are `replayed` are on their way again; they are wanted or the others are.
+    """
+
+    ids: tuple[int, ...] | None = None
+    reason: str | None = None
+    event_type: str | None = None
+    replayed: bool = False
+
+
+class DeadLetters(Protocol):
+    """Events that could not be stored; raises BackendUnavailable or SchemaMismatch."""
+
+    async def keys(
+        self, wanted: LetterFilter, limit: int, *, beyond: int = 0, newest_first: bool = False
+    ) -> list[LetterKey]:
+        """Return up to `limit` keys in the order of their ids, which is that of their coming.
+
+        They lie beyond the id `beyond`: above it or, newest first, below it (0: nowhere yet).
+        """
+
+    async def count(self, wanted: LetterFilter, beyond: int = 0) -> int:
+        """Count those above the id `beyond`."""
+
+    async def letters(self, ids: Sequence[int]) -> dict[int, KeptLetter]:
+        """Return those of these letters that are there, by id."""
+
+    async def mark_replayed(self, keys: Sequence[LetterKey]) -> None:
+        """Say that the events are on their way again; one that failed since stays as it is."""
+
+    async def drop(self, ids: Sequence[int]) -> int:
+        """Forget letters for good, and return how many there were."""
 
 
 class EventReader(Protocol):

@@ -1,4 +1,4 @@
-"""One connection to Redis for the write path: packed commands out, parsed replies in.
+"""A connection that speaks the Redis protocol: packed commands out, parsed replies in.
 
 redis-py's pipeline costs a quarter of a millisecond of Python, which is more than all the work on
 the requests that share a write. This speaks the same protocol with the same parser and no more:
@@ -6,26 +6,37 @@ commands go out as they are packed, their replies come back in order.
 """
 
 import asyncio
+import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, cast
 
 import hiredis
-from redis.asyncio.connection import parse_url
 
 from logging_service.errors import BackendUnavailable
+from logging_service.redis_address import Place
 
-_PORT = 6379
+# The largest reply is a delivery: 16 MiB and one event more.
+_MAX_REPLY_BYTES = 64 * 1024 * 1024
+_NOT_YET = object()
 
 
 class Connection(asyncio.Protocol):
-    """An open connection; replies are given to the calls in their order."""
+    """An open connection; replies are given to the calls in their order.
 
-    def __init__(self, lost: Callable[["Connection"], None]) -> None:
-        self._lost = lost
-        self._parser = hiredis.Reader()
+    What is no reply, answers no call or is larger than 64 MiB ends it.
+    """
+
+    def __init__(self) -> None:
+        self._parser = hiredis.Reader(notEnoughData=_NOT_YET)
+        self._unparsed = 0
         self._calls: deque[_Call] = deque()
         self._transport: asyncio.Transport | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._transport is None or self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way out."""
@@ -46,31 +57,42 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Give each reply to the call that waits for it."""
-        self._parser.feed(data)
-        while (reply := self._parser.gets()) is not False:
-            if not self._calls:
-                self.close()
-                return
-            call = self._calls[0]
-            call.replies.append(reply)
-            if len(call.replies) == call.wanted:
-                self._calls.popleft()
-                if not call.future.done():
-                    call.future.set_result(call.replies)
+        if self.is_closed:
+            return
+        try:
+            self._parser.feed(data)
+            self._unparsed += len(data)
+            while (reply := self._parser.gets()) is not _NOT_YET:
+                self._unparsed = 0
+                if not self._calls:
+                    self.end("an answer came that nobody asked for")
+                    return
+                call = self._calls[0]
+                call.replies.append(reply)
+                if len(call.replies) == call.wanted:
+                    self._calls.popleft()
+                    if not call.future.done():
+                        call.future.set_result(call.replies)
+        except hiredis.ProtocolError as error:
+            self.end(f"what came is no answer: {error}")
+        if self._unparsed > _MAX_REPLY_BYTES:
+            self.end("an answer is too large")
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell all who wait; what became of their commands is not known."""
-        self._lost(self)
-        reason = BackendUnavailable(f"redis: {error or 'the connection was closed'}")
+        self._fail(str(error or "the connection was closed"))
+
+    def end(self, reason: str) -> None:
+        """Close at once and tell all who wait."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._fail(reason)
+
+    def _fail(self, reason: str) -> None:
         while self._calls:
             future = self._calls.popleft().future
             if not future.done():
-                future.set_exception(reason)
-
-    def close(self) -> None:
-        """End the connection at once."""
-        if self._transport is not None:
-            self._transport.abort()
+                future.set_exception(BackendUnavailable(f"redis: {reason}"))
 
 
 class _Call:
@@ -82,71 +104,38 @@ class _Call:
         self.replies: list[Any] = []
 
 
-class Pipe:
-    """A connection that is opened when it is needed, and again after it was lost."""
+async def connect(
+    place: Place, tls: ssl.SSLContext | None, introduction: Sequence[bytes]
+) -> Connection:
+    """Return a connection on which the packed commands of `introduction` were answered well.
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
-        self._target: dict[str, Any] = {**parse_url(url)}
-        self._timeout_seconds = timeout_seconds
-        self._open: Connection | None = None
-        self._opening = asyncio.Lock()
-
-    async def call(self, packed: bytes, replies: int) -> list[Any]:
-        """Send commands and return their replies; raises BackendUnavailable within the timeout."""
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                connection = self._open or await self._connected()
-                return await connection.call(packed, replies)
-        except TimeoutError:
-            # Later replies would be taken for those of later calls.
-            self.close()
-            raise BackendUnavailable("redis: no answer in time") from None
-        except OSError as error:
-            raise BackendUnavailable(f"redis: {error}") from error
-
-    def close(self) -> None:
-        """End the connection; the next call opens another."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
-
-    async def _connected(self) -> Connection:
-        async with self._opening:
-            if self._open is None:
-                self._open = await self._connect()
-            return self._open
-
-    async def _connect(self) -> Connection:
-        target = {**self._target}
-        secured = target.pop("connection_class", None)
+    Raises BackendUnavailable; how long it takes is the caller's to bound.
+    """
+    try:
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: Connection(self._forget),
-            target.get("host", "localhost"),
-            target.get("port", _PORT),
-            ssl=secured(**target).ssl_context.get() if secured else None,
+            Connection, place.host, place.port, ssl=tls
         )
-        await self._introduce(connection)
-        return connection
-
-    async def _introduce(self, connection: Connection) -> None:
-        words: list[tuple[str, ...]] = []
-        if password := self._target.get("password"):
-            user = self._target.get("username")
-            words.append(("AUTH", user, password) if user else ("AUTH", password))
-        if database := self._target.get("db"):
-            words.append(("SELECT", str(database)))
-        if not words:
-            return
-        for reply in await connection.call(b"".join(map(pack, words)), len(words)):
-            if isinstance(reply, hiredis.ReplyError):
-                connection.close()
-                raise BackendUnavailable(f"redis: {reply}")
-
-    def _forget(self, connection: Connection) -> None:
-        if self._open is connection:
-            self._open = None
+    except ssl.SSLCertVerificationError as error:
+        reason = f"the certificate of {place.host} is not accepted: {error.verify_message}"
+        raise BackendUnavailable(f"redis: {reason}") from error
+    except OSError as error:
+        raise BackendUnavailable(f"redis: {str(error) or type(error).__name__}") from error
+    try:
+        if introduction:
+            raise_first_error(await connection.call(b"".join(introduction), len(introduction)))
+    except BaseException:
+        connection.end("the introduction failed")
+        raise
+    return connection
 
 
-def pack(words: tuple[str | bytes | int, ...]) -> bytes:
+def raise_first_error(replies: Sequence[Any]) -> None:
+    """Raise BackendUnavailable with the first error reply, if there is one."""
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise BackendUnavailable(f"redis: {reply}")
+
+
+def pack(words: Sequence[str | bytes | int]) -> bytes:
     """Return a command in the protocol's form."""
-    return cast("bytes", hiredis.pack_command(words))  # type: ignore[arg-type] # its stub asks for one
+    return cast("bytes", hiredis.pack_command(tuple(words)))  # type: ignore[arg-type] # its stub asks for one

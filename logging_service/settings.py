@@ -4,13 +4,14 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from logging_service.errors import SettingsError
+from logging_service.redis_address import parse_redis_url
 
 _CODE = Path(__file__).resolve().parent
 
@@ -64,10 +65,10 @@ class Settings(BaseSettings):
     admin_api_key: ApiKey | None = Field(default=None, description="a key with every scope")
 
     use_redis_queue: bool = Field(
-        default=True, description="the queue is Redis; the local queue is not part of this release"
+        default=True, description="false: the queue is a file of this host, SPOOL_PATH"
     )
     redis_url: str | None = Field(
-        default=None, description="redis:// or rediss://; wins over REDIS_*"
+        default=None, description="redis://, rediss:// or redis+sentinel://; wins over REDIS_*"
     )
     redis_host: str = Field(default="localhost", description="where Redis listens")
     redis_port: Port = Field(default=6379, description="the port of Redis")
@@ -87,7 +88,32 @@ class Settings(BaseSettings):
         description="seconds that an event may wait in the queue",
     )
     redis_timeout_ms: int = Field(
-        default=2_000, ge=10, le=60_000, description="milliseconds that Redis may take to answer"
+        default=250,
+        ge=10,
+        le=60_000,
+        description="milliseconds that Redis may take to hold events before they are spooled",
+    )
+    queue_max_events: int = Field(
+        default=5_000_000,
+        ge=1_000,
+        le=1_000_000_000,
+        description="waiting events at which Redis is full and writes are answered with 503",
+    )
+    spool_path: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the local queue's file, or :memory:; default: spool/queue.sqlite in DATA_DIR",
+    )
+    spool_max_bytes: int = Field(
+        default=1_073_741_824,
+        ge=1_048_576,
+        description="bytes that each spool file may hold",
+    )
+    spool_drain_per_second: int = Field(
+        default=20_000,
+        ge=1,
+        le=1_000_000,
+        description="spooled events a second that go into Redis when it is back",
     )
 
     database_url: str | None = Field(
@@ -134,6 +160,12 @@ class Settings(BaseSettings):
         le=50_000,
         description="events that one transaction stores at the most",
     )
+    dead_letter_max_ratio: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="share of bad events at which the consumer stops storing; 1: never",
+    )
     shutdown_grace_seconds: float = Field(
         default=8.0, ge=0.5, le=300, description="seconds that a process may take to stop"
     )
@@ -143,29 +175,44 @@ class Settings(BaseSettings):
         default_factory=dict, exclude=True, description="RATE_LIMIT_<ENDPOINT>, by endpoint"
     )
 
-    @field_validator("use_redis_queue")
-    @classmethod
-    def _redis_only(cls, wanted: bool) -> bool:  # noqa: FBT001 - pydantic calls it
-        if not wanted:
-            raise ValueError("this release has no local queue yet, only true")
-        return wanted
-
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, url: str | None) -> str | None:
-        if url is not None and not re.fullmatch(r"/?[0-9]{0,5}", urlsplit(url).path):
-            raise ValueError("the path has to be the number of a database, such as /0")
-        return _with_scheme(url, "redis", "rediss")
+        if url is not None:
+            parse_redis_url(url)
+        return url
 
     @field_validator("database_url")
     @classmethod
     def _database_scheme(cls, url: str | None) -> str | None:
+        _check_certificates(url or "")
         return _with_scheme(url, "postgresql", "postgres")
+
+    @field_validator("spool_path")
+    @classmethod
+    def _no_folder(cls, path: str | None) -> str | None:
+        if path is not None and (project_root() / Path(path).expanduser()).is_dir():
+            raise ValueError("it is a folder; a file is wanted, or :memory:")
+        return path
 
     @property
     def data_path(self) -> Path:
         """`DATA_DIR`, absolute; a relative one is below the project's root."""
         return (project_root() / self.data_dir.expanduser()).resolve()
+
+    @property
+    def spool_file(self) -> Path | None:
+        """The local queue's file, absolute; None: its events live in memory only."""
+        if self.spool_path == ":memory:":
+            return None
+        if self.spool_path is None:
+            return self.data_path / "spool" / "queue.sqlite"
+        return (project_root() / Path(self.spool_path).expanduser()).resolve()
+
+    @property
+    def queue_is_memory(self) -> bool:
+        """Whether events wait in the memory of one process, which has to store them itself."""
+        return not self.use_redis_queue and self.spool_file is None
 
     @property
     def queue_url(self) -> str:
@@ -207,13 +254,28 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+
+def _check_certificates(database_url: str) -> None:
+    options = dict(parse_qsl(urlsplit(database_url).query))
+    if options.get("sslmode", "prefer") not in _SSL_MODES:
+        raise ValueError(f"sslmode has to be one of {', '.join(_SSL_MODES)}")
+    for name in ("sslrootcert", "sslcert", "sslkey"):
+        if name in options and not Path(options[name]).is_file():
+            raise ValueError(f"{name}: there is no such file")
+
+
 def _with_scheme(url: str | None, *schemes: str) -> str | None:
     if url is None:
         return url
     parts = urlsplit(url)
-    # Reading the port raises ValueError where it is none.
-    if parts.scheme in schemes and parts.hostname and parts.port != 0:
-        return url
+    try:
+        if parts.scheme in schemes and parts.hostname and parts.port != 0:
+            return url
+    except ValueError:
+        # What looks like a port may be the half of a password: it is not repeated.
+        raise ValueError("a port has to be a number from 1 to 65535") from None
     raise ValueError("allowed is " + " or ".join(f"{scheme}://host…" for scheme in schemes))
 
 

@@ -119,6 +119,23 @@ def decode(element: bytes) -> Decoded:
     )
 
 
+# Where `received_at` stands in a row: behind the head's other fields and its own length.
+_RECEIVED = _ROW.size - 8
+
+
+def received_anew(element: bytes, received_at: int) -> bytes:
+    """Return the bytes of the same event, received at another time."""
+    row = bytearray(element[SEAL_SIZE:])
+    struct.pack_into(">q", row, _RECEIVED, received_at)
+    return _SEAL.pack(FORMAT, crc32(row)) + row
+
+
+def lasting(element: bytes) -> bytes:
+    """Return what stays the same of an event however often it is received."""
+    row = element[SEAL_SIZE:]
+    return row[:_RECEIVED] + row[_RECEIVED + 8 :]
+
+
 def digest(element: bytes) -> str:
     """Return what tells this event's content from another's under the same id and time."""
     event = decode(element)

@@ -3,12 +3,13 @@
 import json
 from datetime import datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 
 from logging_service import wire
 from logging_service.events import EventEncoder, Origin, SentEvent
+from logging_service.ports import Delivery
 
 _encoder = EventEncoder(ttl_days=0)
 
@@ -28,3 +29,8 @@ def an_event(  # noqa: PLR0913 - each names what a test is about
     sent = SentEvent(event_type, session_id, msgspec.Raw(text), event_id, timestamp)
     origin = Origin(source, None, None, received_at or wire.now_micros())
     return _encoder.encode(sent, origin, suspicious=False).element
+
+
+def a_delivery(*events: bytes) -> Delivery:
+    """Return a delivery of `events`, else of one, under a lease of its own."""
+    return Delivery(uuid4(), list(events or [an_event()]), 1)

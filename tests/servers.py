@@ -1,10 +1,8 @@
 """Real servers and real processes for the suite, started on free ports and ended with it."""
 
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,37 +14,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.error import URLError
 
+from bench.servers import unused_port as unused_port  # noqa: PLC0414 - tests take it from here
 from logging_service.embedded import Postgres, Valkey, valkey_binary
 
 ROOT = Path(__file__).resolve().parent.parent
 _GRACE_SECONDS = 15
-_handed_out: set[int] = set()
 
 
-def unused_port() -> int:
-    """Return a port that nothing listens on and that was not returned before.
-
-    It lies below the ports that the system gives to outgoing connections, or one of these would
-    have it by the time a server starts.
-    """
-    while True:
-        port = random.randrange(15_000, 32_000)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            if port not in _handed_out:
-                _handed_out.add(port)
-                return port
-
-
-def a_postgres(data_dir: Path) -> Postgres:
-    """Return a PostgreSQL that is not started; it does without the disk's promises."""
+def a_postgres(data_dir: Path, *, durable: bool = False) -> Postgres:
+    """Return a PostgreSQL that is not started; not `durable` does without the disk's promises."""
+    hasty = {} if durable else {"fsync": "off", "full_page_writes": "off"}
     return Postgres(
         data_dir,
         port=unused_port(),
         user="logging_service_user",
         password="a test's password: \\ and 'quotes'",
         database="code_reviewer_logs",
-        settings={"fsync": "off", "full_page_writes": "off", "shared_buffers": "128MB"},
+        settings={**hasty, "shared_buffers": "128MB"},
     )
 
 
@@ -115,10 +99,10 @@ def run_service(
         assert ended, f"{name} did not end by SIGTERM in {_GRACE_SECONDS} s"
 
 
-def run_to_end(name: str, environment: Mapping[str, str]) -> tuple[int, str]:
+def run_to_end(name: str, environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:
     """Run `logging_service/<name>.py`, which ends by itself; return its code and output."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "logging_service" / f"{name}.py")],
+        [sys.executable, str(ROOT / "logging_service" / f"{name}.py"), *arguments],
         env={"PATH": os.environ["PATH"], **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -1,29 +1,53 @@
 """What every EventQueue promises, on every adapter."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
-from typing import Any
+from pathlib import Path
 
 import pytest
 from events_made import an_event
 from redis.asyncio import Redis
 
 from logging_service import wire
-from logging_service.errors import BackendUnavailable
-from logging_service.ports import Delivery, EventQueue
+from logging_service.ports import Delivery, EventQueue, Tally
 from logging_service.redis_queue import open_redis_queue
+from logging_service.spool_queue import open_spool_queue
 
 LEASE_SECONDS = 0.2
 
 
 @pytest.fixture
-async def queue(redis_url: str, redis: Redis) -> AsyncIterator[EventQueue]:
+async def redis_queue(redis_url: str, redis: Redis) -> AsyncIterator[EventQueue]:
     assert await redis.dbsize() == 0
     async with open_redis_queue(
         redis_url, name="log_queue", ttl_seconds=60, timeout_ms=2000, lease_seconds=LEASE_SECONDS
     ) as opened:
         yield opened
+
+
+@pytest.fixture
+async def spool_queue(tmp_path: Path) -> AsyncIterator[EventQueue]:
+    async with open_spool_queue(
+        tmp_path / "queue.sqlite", max_bytes=1 << 30, exclusive=False, lease_seconds=LEASE_SECONDS
+    ) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def memory_queue() -> AsyncIterator[EventQueue]:
+    async with open_spool_queue(
+        None, max_bytes=1 << 30, exclusive=True, lease_seconds=LEASE_SECONDS
+    ) as opened:
+        yield opened
+
+
+ACKS = {"redis_queue": "queued", "spool_queue": "spooled", "memory_queue": "in_memory"}
+
+
+@pytest.fixture(params=ACKS)
+def queue(request: pytest.FixtureRequest) -> EventQueue:
+    adapter: EventQueue = request.getfixturevalue(request.param)
+    return adapter
 
 
 async def take(queue: EventQueue, limit: int = 100, wait_seconds: float = 0) -> Delivery:
@@ -33,9 +57,15 @@ async def take(queue: EventQueue, limit: int = 100, wait_seconds: float = 0) -> 
 
 
 class TestEveryQueue:
+    async def test_an_acknowledgement_says_where_the_events_are(
+        self, queue: EventQueue, request: pytest.FixtureRequest
+    ) -> None:
+        adapter = request.node.callspec.params["queue"]
+        assert await queue.put([an_event()]) == ACKS[adapter]
+
     async def test_events_come_in_the_order_in_which_they_were_put(self, queue: EventQueue) -> None:
         events = [an_event(payload={"n": n}) for n in range(5)]
-        assert await queue.put(events[:3]) == "queued"
+        await queue.put(events[:3])
         await queue.put(events[3:])
         assert (await take(queue)).events == events
 
@@ -181,91 +211,12 @@ class TestEveryQueue:
             assert age is not None
             assert 3598 < age < 3660
 
-
-class TestRedisQueue:
-    async def test_each_event_is_one_element_of_the_list(
-        self, queue: EventQueue, redis: Redis
-    ) -> None:
-        await queue.put([an_event() for _ in range(3)])
-        assert await redis.llen("log_queue") == 3
-
-    async def test_the_list_lives_twice_as_long_as_an_event_may_wait(
-        self, queue: EventQueue, redis: Redis
-    ) -> None:
-        await queue.put([an_event()])
-        assert 100 < await redis.ttl("log_queue") <= 120
-
-    async def test_a_lease_does_not_expire_with_the_list(
-        self, queue: EventQueue, redis: Redis
-    ) -> None:
-        await queue.put([an_event()])
-        delivery = await take(queue)
-        assert await redis.ttl(f"{{log_queue}}:lease:{delivery.lease_id}") == -1
-
-    async def test_accepted_events_are_counted_with_the_events(
-        self, queue: EventQueue, redis: Redis
+    async def test_accepted_events_are_counted_under_the_epoch_of_their_deliveries(
+        self, queue: EventQueue
     ) -> None:
         await queue.put([an_event() for _ in range(3)])
         await queue.put([an_event()])
-        assert await redis.get("{log_queue}:accepted") == b"4"
-
-    async def test_a_lease_that_holds_nothing_is_passed_over(
-        self, queue: EventQueue, redis: Redis
-    ) -> None:
-        await redis.zadd("{log_queue}:leases", {str(uuid.uuid4()): 1})
-        event = an_event()
-        await queue.put([event])
-        assert (await take(queue)).events == [event]
-        assert await redis.zcard("{log_queue}:leases") == 1
-
-    async def test_a_flushed_queue_works_on(self, queue: EventQueue, redis: Redis) -> None:
-        await queue.put([an_event()])
-        lost = await take(queue)
-        await redis.flushdb()
-        await queue.extend(lost)
-        await queue.done(lost)
-        await redis.script_flush()
-        event = an_event()
-        await queue.put([event])
-        assert (await take(queue)).events == [event]
-
-    async def test_finished_events_make_the_rate(self, queue: EventQueue, redis: Redis) -> None:
-        await queue.put([an_event() for _ in range(60)])
-        await queue.done(await take(queue))
-        slot, events = next(iter((await redis.hgetall("{log_queue}:done")).items()))
-        assert events == b"60"
-        await redis.hset("{log_queue}:done", str(int(slot) - 1), "30")
-        assert (await queue.status()).stored_per_second >= 1.0
-
-    async def test_old_counts_of_finished_events_are_forgotten(
-        self, queue: EventQueue, redis: Redis
-    ) -> None:
-        await redis.hset("{log_queue}:done", mapping={str(n): "1" for n in range(50)})
-        await queue.put([an_event()])
-        await queue.done(await take(queue))
-        assert await redis.hlen("{log_queue}:done") == 1
-
-    async def test_an_eviction_policy_is_warned_of(self, queue: EventQueue, redis: Redis) -> None:
-        kept: Any = await redis.config_get("maxmemory-policy")
-        try:
-            await redis.config_set("maxmemory-policy", "allkeys-lru")
-            assert "allkeys-lru" in " ".join(await queue.warnings())
-            await redis.config_set("maxmemory-policy", "noeviction")
-            assert "evict" not in " ".join(await queue.warnings())
-        finally:
-            await redis.config_set("maxmemory-policy", kept["maxmemory-policy"])
-
-    async def test_a_server_that_is_away_is_said_in_time(self, free_port: int) -> None:
-        url = f"redis://127.0.0.1:{free_port}/0"
-        async with open_redis_queue(url, name="q", ttl_seconds=60, timeout_ms=200) as queue:
-            with pytest.raises(BackendUnavailable, match="redis"):
-                await queue.put([an_event()])
-            with pytest.raises(BackendUnavailable):
-                await queue.status()
-
-    async def test_an_error_on_a_live_connection_is_unavailability(
-        self, queue: EventQueue, redis: Redis
-    ) -> None:
-        await redis.set("log_queue", "not a list")
-        with pytest.raises(BackendUnavailable, match="WRONGTYPE"):
-            await queue.put([an_event()])
+        delivery = await take(queue, limit=2)
+        await queue.done(delivery)
+        assert await queue.tallies() == [Tally(delivery.epoch, 4)]
+        assert (await take(queue)).epoch == delivery.epoch

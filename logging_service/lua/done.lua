@@ -11,7 +11,8 @@ if events > 0 then
   redis.call('EXPIRE', KEYS[4], ARGV[2])
   if redis.call('HLEN', KEYS[4]) > 20 then
     for _, old in ipairs(redis.call('HKEYS', KEYS[4])) do
-      if tonumber(old) < slot - 10 then
+      -- A later one than now is of the time before the clock was turned back.
+      if tonumber(old) < slot - 10 or tonumber(old) > slot then
         redis.call('HDEL', KEYS[4], old)
       end
     end
