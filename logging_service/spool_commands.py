@@ -1,0 +1,41 @@
+"""`logging-service spool`: what can be done for a spool file that was set aside."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from logging_service.progress import progress
+from logging_service.settings import Settings, load_settings
+from logging_service.spool_salvage import Salvaged, salvage, size_of
+
+app = typer.Typer(no_args_is_help=True, help="Spool files that were set aside as damaged.")
+
+
+@app.command("salvage")
+def salvage_file(
+    file: Annotated[Path, typer.Argument(help="The file, `….damaged-<time>`, its log beside it.")],
+) -> None:
+    """Put what is whole in a damaged spool file into the queue, and rename the file.
+
+    The services may run meanwhile. An event that comes twice is stored once.
+
+    Example: `spool salvage data/spool/queue.sqlite.damaged-20261123T101500Z`.
+    """
+    found = asyncio.run(_salvage(load_settings(), file))
+    print(f"recovered {found.events} events in {found.rows} rows; {found.damaged} are damaged")
+    if found.lost_rows or found.unreadable_bytes:
+        print(
+            f"{found.lost_rows} rows cannot be told any more, "
+            f"{found.unreadable_bytes} bytes were not given by the disk"
+        )
+    print(f"the file is now {found.file}")
+
+
+async def _salvage(settings: Settings, file: Path) -> Salvaged:
+    from logging_service.backends import open_queue
+
+    async with open_queue(settings) as queue:
+        with progress("salvaging", size_of(file)) as advance:
+            return await salvage(file, queue, advance)
