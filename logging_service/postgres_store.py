@@ -3,21 +3,30 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
+from hashlib import sha256
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiosql
 import asyncpg
 import structlog
 
 from logging_service import wire
-from logging_service.errors import BackendUnavailable
-from logging_service.ports import Appended, DeadLetter, Sorted
+from logging_service.dead_letters import CRASH, event_type_of, letter_digest
+from logging_service.errors import BackendUnavailable, TooManyDead
+from logging_service.ports import Appended, DeadLetter, Delivery, Sorted, Trial
 from logging_service.postgres import EVENT_CLASSES, check_schema, open_pool, said, weather
 
-_sql: Any = aiosql.from_path(Path(__file__).parent / "sql" / "writes.sql", "asyncpg")
+_SQL = Path(__file__).parent / "sql"
+_sql: Any = aiosql.from_path(_SQL / "writes.sql", "asyncpg")
+_books: Any = aiosql.from_path(_SQL / "books.sql", "asyncpg")
+_trials: Any = aiosql.from_path(_SQL / "trials.sql", "asyncpg")
 _log = structlog.get_logger()
 
+_COMMAND_SECONDS = 30
+_CONNECT_SECONDS = 5
 _DAYS_AHEAD = 7
 _COPY_BEGIN = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _COPY_END = b"\xff\xff"
@@ -25,6 +34,7 @@ _COPY_END = b"\xff\xff"
 # Names that all makers of partitions agree on; any number will do.
 _PARTITION_LOCK = 7_260_411_531
 
+_IS_ATTACHED = "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass($1))"
 _STAGING = """
 CREATE TEMPORARY TABLE staged_events (
     ordinal bigint GENERATED ALWAYS AS IDENTITY,
@@ -46,37 +56,78 @@ class PostgresStore:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def append(self, batch: Sorted) -> Appended:
+    async def append(self, batch: Sorted, most_dead: int | None = None) -> Appended:
         """Store a delivery in one transaction; a lease that was committed before counts nothing.
 
-        Raises BackendUnavailable when it is not known whether the transaction was committed,
-        SchemaMismatch when the schema does not fit this release.
+        A batch with a place is counted with its delivery's trials, once. Raises TooManyDead, with
+        nothing stored, where more than `most_dead` events cannot be; BackendUnavailable when it
+        is not known whether the transaction was committed, SchemaMismatch when the schema does
+        not fit this release.
         """
         try:
-            with weather("store"):
-                async with self._pool.acquire() as connection:
-                    return await self._append(connection, batch)
+            async with self._connection() as connection:
+                return await self._append(connection, batch, most_dead)
         except _LeaseTaken:
             return Appended(0, 0, 0, 0)
+
+    async def begin_trial(self, delivery: Delivery, run: UUID) -> Trial | None:
+        """Commit that `run` tries the next event; None when the lease was committed before."""
+        lease_id = delivery.lease_id
+        async with self._connection() as connection:
+            row = await _trials.begin_trial(connection, lease_id=lease_id, run=run)
+            # Only now: who committed the lease may have removed the row that ours replaces.
+            if await _sql.lease_committed(connection, lease_id=lease_id):
+                await _trials.drop_trials(connection, lease_id=lease_id)
+                return None
+            return Trial(row["place"], row["tries"])
+
+    async def release_trial(self, delivery: Delivery, run: UUID) -> None:
+        """Take back what `begin_trial` counted: `run` lives, whatever ended its trial."""
+        async with self._connection() as connection:
+            await _trials.release_trial(connection, lease_id=delivery.lease_id, run=run)
+
+    async def end_trials(self, delivery: Delivery) -> None:
+        """Record a lease whose events are all settled, and forget its trials; in one transaction.
+
+        Raises like `append`; harmless when another consumer was first.
+        """
+        lease_id, place = delivery.lease_id, len(delivery.events)
+        async with self._connection() as connection, connection.transaction():
+            totals = await _trials.end_trials(connection, lease_id=lease_id, place=place)
+            if totals is not None:
+                lease = {"lease_id": lease_id, "epoch": delivery.epoch}
+                await _sql.record_delivery(connection, **lease, **totals)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
+        try:
+            with weather("store"):
+                # The time bounds the release too, which a server that hangs would hold up.
+                async with self._pool.acquire(timeout=_CONNECT_SECONDS) as connection:
+                    yield connection
         except asyncpg.PostgresError as error:
             raise BackendUnavailable(f"store: {said(error)}") from error
         except BackendUnavailable as error:
-            if isinstance(error.__cause__, asyncpg.ReadOnlySQLTransactionError):
-                # A session keeps the default with which it began, so it never recovers.
+            if isinstance(error.__cause__, asyncpg.ReadOnlySQLTransactionError | TimeoutError):
+                # A session keeps the default with which it began, and of a connection that says
+                # nothing each sibling would have to be waited for in turn.
                 await self._pool.expire_connections()
             raise
 
-    async def _append(self, connection: asyncpg.Connection, batch: Sorted) -> Appended:
+    async def _append(
+        self, connection: asyncpg.Connection, batch: Sorted, most_dead: int | None
+    ) -> Appended:
         # An aborted COPY leaves its rows as dead space: where duplicates are likely, the batch
         # goes through the staging table at once.
-        directly = batch.delivery.attempts == 1
+        directly = batch.delivery.attempts == 1 or batch.place is not None
         days_made = False
         while True:
+            dead = _Dead(batch, most_dead)
             try:
                 async with connection.transaction():
                     if directly:
-                        return await _append_directly(connection, batch)
-                    return await _append_staged(connection, batch)
+                        return await _append_directly(connection, batch, dead)
+                    return await _append_staged(connection, batch, dead)
             except asyncpg.PostgresError as error:
                 if _lacks_a_day(error) and not days_made:
                     await _make_days(connection, wire.days_of(batch.events))
@@ -87,23 +138,24 @@ class PostgresStore:
                     raise
 
     async def prepare(self) -> None:
-        """Make the partitions of the week ahead, fold what is told of old deliveries.
+        """Make the partitions of the week ahead, let go of old deliveries, epochs and letters.
 
         Raises like `append`.
         """
         today = datetime.now(UTC).date()
         days = [today + timedelta(days=ahead) for ahead in range(_DAYS_AHEAD + 1)]
-        with weather("partitions"):
-            async with self._pool.acquire() as connection:
-                await _make_days(connection, days)
-                await _sql.fold_deliveries(connection)
+        async with self._connection() as connection:
+            await _make_days(connection, days)
+            await _books.settle(connection, lease_ids=[])
+            await _books.fold_epochs(connection)
+            await _sql.forget_replayed_letters(connection)
+            await _trials.forget_trials(connection)
 
     async def dead_letters(self) -> int:
         """Count the dead letters."""
-        with weather("dead letters"):
-            async with self._pool.acquire() as connection:
-                count: int = await _sql.count_dead_letters(connection)
-                return count
+        async with self._connection() as connection:
+            count: int = await _sql.count_dead_letters(connection)
+            return count
 
     async def check(self) -> None:
         """Raise BackendUnavailable or SchemaMismatch when the store cannot be used."""
@@ -116,55 +168,75 @@ class PostgresStore:
             raise BackendUnavailable("store: the database is read-only")
 
 
-async def _append_directly(connection: asyncpg.Connection, batch: Sorted) -> Appended:
+class _Dead:
+    """The dead letters of a batch, so far; raises TooManyDead for one too many."""
+
+    def __init__(self, batch: Sorted, most: int | None) -> None:
+        self.letters: list[DeadLetter] = []
+        self._batch = batch
+        self._most = most
+
+    def add(self, event: bytes, reason: str, detail: str, sqlstate: str | None = None) -> None:
+        """Put an event aside."""
+        attempts = self._batch.delivery.attempts
+        self.add_all([DeadLetter(event, reason, detail, attempts, sqlstate)])
+
+    def add_all(self, letters: Sequence[DeadLetter]) -> None:
+        """Put events aside."""
+        self.letters.extend(letters)
+        if self._most is not None and len(self.letters) > self._most:
+            first = self.letters[0]
+            raise TooManyDead(f"too many events cannot be stored ({first.reason}: {first.detail})")
+
+
+async def _append_directly(connection: asyncpg.Connection, batch: Sorted, dead: _Dead) -> Appended:
+    dead.add_all(batch.dead)
     # Rows of one session beside each other are taken by its index a fifth faster.
     await _copy(connection, "log_events", sorted(batch.events, key=wire.session_of))
     # A COPY that did not fail stored every row.
     appended = Appended(len(batch.events), 0, len(batch.dead), batch.expired)
-    return await _record(connection, batch, appended, batch.dead)
+    return await _record(connection, batch, appended, dead.letters)
 
 
-async def _append_staged(connection: asyncpg.Connection, batch: Sorted) -> Appended:
+async def _append_staged(connection: asyncpg.Connection, batch: Sorted, dead: _Dead) -> Appended:
     if await _sql.lease_committed(connection, lease_id=batch.delivery.lease_id):
         raise _LeaseTaken
+    dead.add_all(batch.dead)
     await connection.execute(_STAGING)
-    bad: list[DeadLetter] = []
-    stored = await _insert(connection, batch, batch.events, bad)
-    duplicates = len(batch.events) - stored - len(bad)
-    dead = [*batch.dead, *bad]
-    appended = Appended(stored, duplicates, len(dead), batch.expired)
-    return await _record(connection, batch, appended, dead)
+    stored = await _insert(connection, batch.events, dead)
+    bad = len(dead.letters) - len(batch.dead)
+    duplicates = len(batch.events) - stored - bad
+    appended = Appended(stored, duplicates, len(dead.letters), batch.expired)
+    return await _record(connection, batch, appended, dead.letters)
 
 
-async def _insert(
-    connection: asyncpg.Connection, batch: Sorted, events: Sequence[bytes], bad: list[DeadLetter]
-) -> int:
+async def _insert(connection: asyncpg.Connection, events: Sequence[bytes], dead: _Dead) -> int:
     """Insert the new ones of `events`, halving them until the bad ones stand alone; count them."""
     if not events:
         return 0
     try:
         async with connection.transaction():
-            return await _insert_staged(connection, batch, events, bad)
+            return await _insert_staged(connection, events, dead)
     except asyncpg.PostgresError as error:
         if not _is_the_events_fault(error):
             raise
         if len(events) == 1:
-            bad.append(_dead(batch, events[0], "rejected", said(error), error.sqlstate))
+            dead.add(events[0], "rejected", said(error), error.sqlstate)
             return 0
     half = len(events) // 2
-    first = await _insert(connection, batch, events[:half], bad)
-    return first + await _insert(connection, batch, events[half:], bad)
+    first = await _insert(connection, events[:half], dead)
+    return first + await _insert(connection, events[half:], dead)
 
 
 async def _insert_staged(
-    connection: asyncpg.Connection, batch: Sorted, events: Sequence[bytes], bad: list[DeadLetter]
+    connection: asyncpg.Connection, events: Sequence[bytes], dead: _Dead
 ) -> int:
     await _copy(connection, "staged_events", events)
     stored = len([row async for row in _sql.insert_staged(connection)])
     if stored < len(events):
         detail = "an event with this id and time is stored with other content"
-        places = [row["place"] async for row in _sql.conflicting_staged(connection)]
-        bad.extend(_dead(batch, events[place], "conflict", detail) for place in places)
+        for place in [row["place"] async for row in _sql.conflicting_staged(connection)]:
+            dead.add(events[place], "conflict", detail)
     await _sql.clear_staging(connection)
     return stored
 
@@ -174,14 +246,13 @@ def _is_the_events_fault(error: asyncpg.PostgresError) -> bool:
 
 
 def _lacks_a_day(error: asyncpg.PostgresError) -> bool:
-    # "no partition of relation" has the SQLSTATE of a CHECK, but no constraint's name.
-    return isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None
-
-
-def _dead(
-    batch: Sorted, event: bytes, reason: str, detail: str, sqlstate: str | None = None
-) -> DeadLetter:
-    return DeadLetter(event, reason, detail, batch.delivery.attempts, sqlstate)
+    # "no partition of relation" has the SQLSTATE of a CHECK, but no constraint's name; what a
+    # trigger raises by itself has no table's either.
+    return (
+        isinstance(error, asyncpg.CheckViolationError)
+        and error.constraint_name is None
+        and error.table_name is not None
+    )
 
 
 async def _copy(connection: asyncpg.Connection, table: str, events: Sequence[bytes]) -> None:
@@ -197,11 +268,39 @@ async def _record(
     connection: asyncpg.Connection, batch: Sorted, appended: Appended, dead: Sequence[DeadLetter]
 ) -> Appended:
     if dead:
-        await _sql.bury(connection, [letter._asdict() for letter in dead])
-    lease_id = batch.delivery.lease_id
-    if await _sql.record_delivery(connection, lease_id=lease_id, **appended._asdict()) is None:
+        # In one order everywhere: two consumers that bury the same events do not block each other.
+        await _sql.bury(connection, sorted(map(_buried, dead), key=itemgetter("digest", "reason")))
+    lease_id, counts = batch.delivery.lease_id, appended._asdict()
+    if batch.place is not None:
+        recorded = await _trials.advance_trial(
+            connection, lease_id=lease_id, place=batch.place, **counts
+        )
+    else:
+        epoch = batch.delivery.epoch
+        recorded = await _sql.record_delivery(connection, lease_id=lease_id, epoch=epoch, **counts)
+    if recorded is None:
         raise _LeaseTaken
     return appended
+
+
+def _buried(letter: DeadLetter) -> dict[str, Any]:
+    if letter.reason == CRASH:
+        # These bytes have ended processes: nobody looks into them.
+        return {**letter._asdict(), "digest": sha256(letter.event).digest(), "event_type": None}
+    digest, event_type = letter_digest(letter.event), event_type_of(letter.event)
+    return {**letter._asdict(), "digest": digest, "event_type": event_type}
+
+
+async def _name_for(connection: asyncpg.Connection, day: date) -> str | None:
+    """Return a free name for the day's partition, None where there is one."""
+    name = f"log_events_p{day:%Y%m%d}"
+    # A table that somebody detached keeps its name.
+    for candidate in (name, *(f"{name}_{number}" for number in range(2, 10))):
+        if await connection.fetchval("SELECT to_regclass($1)", candidate) is None:
+            return candidate
+        if await connection.fetchval(_IS_ATTACHED, candidate):
+            return None
+    return None
 
 
 async def _make_days(connection: asyncpg.Connection, days: Sequence[date]) -> None:
@@ -209,8 +308,8 @@ async def _make_days(connection: asyncpg.Connection, days: Sequence[date]) -> No
         await connection.execute("SET LOCAL lock_timeout = '4s'")
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _PARTITION_LOCK)
         for day in days:
-            name = f"log_events_p{day:%Y%m%d}"
-            if await connection.fetchval("SELECT to_regclass($1)", name) is not None:
+            name = await _name_for(connection, day)
+            if name is None:
                 continue
             # Attaching takes a weaker lock on the parent than CREATE TABLE … PARTITION OF, which
             # would wait for every reader and writer.
@@ -225,5 +324,10 @@ async def _make_days(connection: asyncpg.Connection, days: Sequence[date]) -> No
 @asynccontextmanager
 async def open_postgres_store(url: str, *, connections: int) -> AsyncIterator[PostgresStore]:
     """Yield the store of the database at `url`; it connects when it is first used."""
-    async with open_pool(url, connections=connections, name="logging-service store") as pool:
+    async with open_pool(
+        url,
+        connections=connections,
+        name="logging-service store",
+        command_seconds=_COMMAND_SECONDS,
+    ) as pool:
         yield PostgresStore(pool)

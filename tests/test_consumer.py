@@ -3,77 +3,28 @@
 import asyncio
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 import requests
+from consuming import consuming, count, end_leases, is_empty, log_queue, until
 from events_made import an_event
 from redis.asyncio import Redis
 from relay import before
 from servers import run_service, run_to_end
 
 from logging_service import wire
-from logging_service.consumer import Consumer
-from logging_service.errors import SchemaMismatch
+from logging_service.delivering import Pause
+from logging_service.errors import BackendUnavailable, SchemaMismatch
 from logging_service.ports import EventQueue
-from logging_service.postgres_store import open_postgres_store
-from logging_service.redis_queue import open_redis_queue
 
 
 @pytest.fixture
 async def queue(redis_url: str, redis: Redis) -> AsyncIterator[EventQueue]:
     assert await redis.dbsize() == 0
-    async with open_redis_queue(
-        redis_url, name="log_queue", ttl_seconds=3600, timeout_ms=2000
-    ) as opened:
+    async with log_queue(redis_url) as opened:
         yield opened
-
-
-@asynccontextmanager
-async def consuming(redis_url: str, database_url: str) -> AsyncIterator[asyncio.Task[None]]:
-    """A consumer in this process, ended as a signal would end it."""
-    stopping = asyncio.Event()
-    async with (
-        open_redis_queue(
-            redis_url, name="log_queue", ttl_seconds=3600, timeout_ms=1000, lease_seconds=2
-        ) as queue,
-        open_postgres_store(database_url, connections=4) as store,
-    ):
-        consumer = Consumer(queue, store, stopping, batch_size=100, ttl_seconds=3600)
-        task = asyncio.create_task(consumer.run())
-        try:
-            yield task
-        finally:
-            stopping.set()
-            await asyncio.wait_for(task, 20)
-
-
-async def until(holds: Callable[[], object], seconds: float = 20) -> None:
-    """Wait until `holds()`, awaited if need be, is true."""
-    end = time.monotonic() + seconds
-    while True:
-        outcome = holds()
-        if asyncio.iscoroutine(outcome):
-            outcome = await outcome
-        if outcome:
-            return
-        assert time.monotonic() < end, "it did not come about in time"
-        await asyncio.sleep(0.05)
-
-
-async def count(database: asyncpg.Connection, table: str = "log_events") -> int:
-    number: int = await database.fetchval(f"SELECT count(*) FROM {table}")
-    return number
-
-
-async def is_empty(redis: Redis) -> bool:
-    waiting: int = await redis.llen("log_queue")
-    leased: int = await redis.zcard("{log_queue}:leases")
-    return waiting == 0 and leased == 0
 
 
 async def test_what_waits_is_stored_and_leaves_the_queue(
@@ -172,7 +123,7 @@ async def test_a_schema_that_does_not_fit_ends_the_consumer(
     await database.execute("ALTER TABLE deliveries RENAME COLUMN stored TO kept")
     await queue.put([an_event()])
     with pytest.raises(SchemaMismatch, match="42703"):
-        async with consuming(redis_url, database_url) as task:
+        async with consuming(redis_url, database_url) as (_, task):
             await asyncio.wait({task}, timeout=10)
     assert await count(database, "dead_letters") == 0
 
@@ -190,9 +141,7 @@ async def test_a_consumer_killed_again_and_again_stores_everything_once(
             await until(lambda stored=stored: more_than(database, stored))  # type: ignore[misc]
             os.kill(consumer.pid, signal.SIGKILL)
             consumer.process.wait()
-    leases: Any = await redis.zrange("{log_queue}:leases", 0, -1)
-    for lease in leases:
-        await redis.zadd("{log_queue}:leases", {lease: 1})
+    await end_leases(redis)
     with run_service("consumer", small_batches):
         await until(lambda: is_empty(redis), seconds=60)
     assert await count(database) == total
@@ -251,7 +200,7 @@ async def test_servers_that_are_not_there_yet_are_waited_for(
         with run_service("consumer", variables) as consumer:
             answer = await asyncio.to_thread(health, consumer.url)
             assert answer.status_code == 503
-            assert set(answer.json()["dependencies"]) == {"queue", "database"}
+            assert set(answer.json()["dependencies"]) == {"queue", "database", "dead_letters"}
             await queue.put([an_event()])
             await relay.mend()
             await redis_relay.mend()
@@ -259,6 +208,14 @@ async def test_servers_that_are_not_there_yet_are_waited_for(
             answer = await asyncio.to_thread(health, consumer.url)
             assert answer.status_code == 200
             assert "database_unavailable" in consumer.log
+
+
+async def test_a_pause_has_an_end_however_long_the_outage() -> None:
+    stopping = asyncio.Event()
+    stopping.set()
+    pause = Pause("database_unavailable", stopping)
+    for _ in range(2000):
+        await pause.after(BackendUnavailable("it is away"))
 
 
 async def test_a_metrics_port_that_is_taken_is_warned_of(

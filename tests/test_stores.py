@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -10,9 +11,13 @@ import pytest
 from events_made import an_event
 
 from logging_service import wire
-from logging_service.errors import BackendUnavailable, SchemaMismatch
-from logging_service.ports import Appended, DeadLetter, Delivery, Sorted
+from logging_service.delivering import sort_events
+from logging_service.errors import BackendUnavailable, SchemaMismatch, TooManyDead
+from logging_service.ports import Appended, DeadLetter, Delivery, Sorted, Trial
 from logging_service.postgres_store import PostgresStore, open_postgres_store
+from logging_service.trials import Trials
+
+TABLES = ("log_events", "dead_letters", "deliveries")
 
 
 @pytest.fixture
@@ -186,7 +191,7 @@ async def test_events_that_cannot_be_stored_stand_alone_among_the_dead_letters(
     events = [*good[:10], bad[0], *good[10:60], bad[1], bad[2], *good[60:]]
     assert await store.append(a_batch(events, attempts=attempts)) == Appended(97, 0, 3, 0)
     letters = await database.fetch("SELECT * FROM dead_letters ORDER BY id")
-    assert [letter["event"] for letter in letters] == bad
+    assert sorted(letter["event"] for letter in letters) == sorted(bad)
     assert {letter["sqlstate"] for letter in letters} == {"22P02", "22021"}
     assert await store.dead_letters() == 3
 
@@ -202,6 +207,111 @@ async def test_what_could_not_be_read_lies_among_the_dead_letters(
         "SELECT stored, duplicates, dead_lettered, expired FROM deliveries"
     )
     assert tuple(row) == (1, 0, 1, 2)
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_nothing_is_stored_where_too_many_would_be_put_aside(
+    store: PostgresStore, database: asyncpg.Connection, attempts: int
+) -> None:
+    twice = uuid.uuid4()
+    now = datetime.now(UTC)
+    conflict = [an_event(session_id=name, event_id=twice, timestamp=now) for name in "ab"]
+    events = [*(an_event() for _ in range(20)), damaged(b"nul"), *conflict]
+    batch = a_batch(events, attempts=attempts)
+    letter = DeadLetter(b"garbage", "unreadable", "format 67 is not known", attempts)
+    batch = replace(batch, dead=[letter])
+    with pytest.raises(TooManyDead, match="unreadable: format 67 is not known"):
+        await store.append(batch, 2)
+    assert [await count(database, table) for table in TABLES] == [0, 0, 0]
+    assert await store.append(batch, 3) == Appended(21, 0, 3, 0)
+
+
+async def test_a_lease_that_is_committed_is_known_before_its_dead_are_counted(
+    store: PostgresStore, database: asyncpg.Connection
+) -> None:
+    batch = replace(a_batch([]), dead=[DeadLetter(b"", "unreadable", "format none", 1)])
+    await store.append(batch)
+    again = replace(batch, delivery=replace(batch.delivery, attempts=2))
+    assert await store.append(again, 0) == Appended(0, 0, 0, 0)
+    assert await count(database, "dead_letters") == 1
+
+
+class TestTrials:
+    async def test_an_event_after_the_other_is_stored_and_the_lease_counted_at_the_end(
+        self, store: PostgresStore, database: asyncpg.Connection
+    ) -> None:
+        good = an_event()
+        delivery = replace(a_batch([good, good, damaged(b"nul")]).delivery, epoch=uuid.uuid4())
+        run = uuid.uuid4()
+        for place, expected in enumerate([(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)]):
+            assert await store.begin_trial(delivery, run) == Trial(place, 1)
+            alone = replace(delivery, events=[delivery.events[place]])
+            assert await store.append(Sorted(alone, alone.events, place=place)) == expected
+            assert await count(database, "deliveries") == 0
+        assert await store.begin_trial(delivery, run) == Trial(3, 1)
+        await store.end_trials(delivery)
+        await store.end_trials(delivery)
+        assert await store.begin_trial(delivery, run) is None
+        row = await database.fetchrow(
+            "SELECT lease_id, epoch, stored, duplicates, dead_lettered, expired FROM deliveries"
+        )
+        assert tuple(row) == (delivery.lease_id, delivery.epoch, 1, 1, 1, 0)
+        assert await count(database, "trials") == 0
+
+    async def test_a_run_counts_once_for_an_event_and_can_be_taken_back(
+        self, store: PostgresStore
+    ) -> None:
+        delivery = a_batch([an_event()]).delivery
+        one, other = uuid.uuid4(), uuid.uuid4()
+        assert await store.begin_trial(delivery, one) == Trial(0, 1)
+        assert await store.begin_trial(delivery, one) == Trial(0, 1)
+        assert await store.begin_trial(delivery, other) == Trial(0, 2)
+        assert await store.begin_trial(delivery, one) == Trial(0, 2)
+        await store.release_trial(delivery, other)
+        await store.release_trial(delivery, other)
+        assert await store.begin_trial(delivery, one) == Trial(0, 1)
+
+    async def test_two_consumers_of_one_lease_count_each_event_once(
+        self, store: PostgresStore, database: asyncpg.Connection
+    ) -> None:
+        events = [an_event(payload={"n": n}) for n in range(40)]
+        delivery = a_batch([*events, events[0], b"garbage"]).delivery
+
+        async def settle() -> int:
+            trials, done = Trials(store, delivery, lambda one: sort_events(one, 3600, 0)), 0
+            while settled := await trials.settle_next(1):
+                done += sum(settled[1])
+            return done
+
+        assert sum(await asyncio.gather(settle(), settle())) == 42
+        row = await database.fetchrow("SELECT stored, duplicates, dead_lettered FROM deliveries")
+        assert tuple(row) == (40, 1, 1)
+        assert await count(database, "trials") == 0
+
+    async def test_a_delivery_that_another_consumer_stored_as_a_whole_is_over(
+        self, store: PostgresStore, database: asyncpg.Connection
+    ) -> None:
+        batch = a_batch([an_event(), an_event()])
+        assert await store.begin_trial(batch.delivery, uuid.uuid4()) == Trial(0, 1)
+        await store.append(batch)
+        first = replace(batch.delivery, events=batch.events[:1])
+        late = Sorted(first, first.events, place=0)
+        assert await store.append(late) == Appended(0, 0, 0, 0)
+        assert await store.begin_trial(batch.delivery, uuid.uuid4()) is None
+        assert await database.fetchval("SELECT stored FROM deliveries") == 2
+        assert await count(database, "trials") == 0
+
+    async def test_what_nobody_ends_is_forgotten_after_more_than_a_year(
+        self, store: PostgresStore, database: asyncpg.Connection
+    ) -> None:
+        for _ in range(2):
+            await store.begin_trial(a_batch([an_event()]).delivery, uuid.uuid4())
+        await database.execute(
+            "UPDATE trials SET tried_at = now() - interval '500 days'"
+            " WHERE lease_id = (SELECT min(lease_id::text)::uuid FROM trials)"
+        )
+        await store.prepare()
+        assert await count(database, "trials") == 1
 
 
 async def test_a_failed_transaction_leaves_nothing(
@@ -226,6 +336,36 @@ async def test_a_rule_of_the_operators_stops_the_guilty_event_alone(
     assert "hunter2" not in letter["detail"]
 
 
+async def test_a_trigger_of_the_operators_stops_the_guilty_event_alone(
+    store: PostgresStore, database: asyncpg.Connection
+) -> None:
+    await database.execute(
+        "CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF NEW.session_id = 'bad' THEN"
+        " RAISE EXCEPTION 'not here' USING ERRCODE = 'check_violation'; END IF;"
+        " RETURN NEW; END $$"
+    )
+    await database.execute(
+        "CREATE TRIGGER judges BEFORE INSERT ON log_events FOR EACH ROW EXECUTE FUNCTION judge()"
+    )
+    events = [an_event(session_id=name) for name in ("a", "bad", "c")]
+    assert await store.append(a_batch(events)) == Appended(2, 0, 1, 0)
+    assert await database.fetchval("SELECT event FROM dead_letters") == events[1]
+
+
+async def test_a_day_whose_partition_was_detached_is_made_under_another_name(
+    store: PostgresStore, database: asyncpg.Connection
+) -> None:
+    name = f"log_events_p{datetime.now(UTC):%Y%m%d}"
+    for number in (1, 2):
+        assert (await store.append(a_batch([an_event()]))).stored == 1
+        suffix = "" if number == 1 else f"_{number}"
+        await database.execute(f"ALTER TABLE log_events DETACH PARTITION {name}{suffix}")
+    await store.prepare()
+    await store.append(a_batch([an_event(), an_event()]))
+    assert [await count(database, name) for name in (name, f"{name}_2", f"{name}_3")] == [1, 1, 2]
+
+
 async def test_the_first_of_two_contents_is_kept_whatever_their_sessions(
     store: PostgresStore, database: asyncpg.Connection
 ) -> None:
@@ -238,7 +378,7 @@ async def test_the_first_of_two_contents_is_kept_whatever_their_sessions(
     assert await database.fetchval("SELECT event FROM dead_letters") == second
 
 
-async def test_old_deliveries_are_folded_into_one_and_the_sums_stay(
+async def test_deliveries_of_days_ago_are_folded_into_their_epoch_and_the_sums_stay(
     store: PostgresStore, database: asyncpg.Connection
 ) -> None:
     for number in range(1, 5):
@@ -246,8 +386,8 @@ async def test_old_deliveries_are_folded_into_one_and_the_sums_stay(
         if number in {2, 3}:
             await database.execute("UPDATE deliveries SET committed_at = now() - interval '3 days'")
             await store.prepare()
-    assert await count(database, "deliveries") == 2
-    assert await database.fetchval("SELECT sum(stored) FROM deliveries") == 10
+    assert await database.fetchval("SELECT sum(stored) FROM deliveries") == 4
+    assert await database.fetchval("SELECT stored FROM epochs") == 6
 
 
 async def test_a_session_that_was_read_only_does_not_stay_so(

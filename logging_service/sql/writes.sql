@@ -2,31 +2,12 @@
 -- Whether a delivery of this lease was committed before.
 SELECT EXISTS (SELECT FROM deliveries WHERE lease_id = :lease_id);
 
--- name: record_delivery(lease_id, stored, duplicates, dead_lettered, expired)$
+-- name: record_delivery(lease_id, epoch, stored, duplicates, dead_lettered, expired)$
 -- The lease's one row, in the transaction of its events; null when another consumer was first.
-INSERT INTO deliveries (lease_id, stored, duplicates, dead_lettered, expired)
-VALUES (:lease_id, :stored, :duplicates, :dead_lettered, :expired)
+INSERT INTO deliveries (lease_id, epoch, stored, duplicates, dead_lettered, expired)
+VALUES (:lease_id, :epoch, :stored, :duplicates, :dead_lettered, :expired)
 ON CONFLICT (lease_id) DO NOTHING
 RETURNING stored;
-
--- name: fold_deliveries()!
--- Deliveries of days ago become one row, under the id that no lease has: none of them comes again.
-WITH gone AS (
-    DELETE FROM deliveries
-     WHERE committed_at < now() - interval '2 days'
-       AND lease_id <> '00000000-0000-0000-0000-000000000000'
-    RETURNING stored, duplicates, dead_lettered, expired
-)
-INSERT INTO deliveries AS folded (lease_id, stored, duplicates, dead_lettered, expired)
-SELECT '00000000-0000-0000-0000-000000000000', sum(stored), sum(duplicates), sum(dead_lettered),
-       sum(expired)
-  FROM gone HAVING count(*) > 0
-ON CONFLICT (lease_id) DO UPDATE
-   SET committed_at = now(),
-       stored = folded.stored + EXCLUDED.stored,
-       duplicates = folded.duplicates + EXCLUDED.duplicates,
-       dead_lettered = folded.dead_lettered + EXCLUDED.dead_lettered,
-       expired = folded.expired + EXCLUDED.expired;
 
 -- name: insert_staged()
 -- Each new event once, the first of equals; a row for each that was inserted.
@@ -51,10 +32,20 @@ SELECT staged.place
 -- name: clear_staging()!
 DELETE FROM staged_events;
 
--- name: bury(event, reason, detail, sqlstate, attempts)*!
--- Events that can never be stored, as they came.
-INSERT INTO dead_letters (event, reason, detail, sqlstate, attempts)
-VALUES (:event, :reason, :detail, :sqlstate, :attempts);
+-- name: bury(event, reason, detail, sqlstate, attempts, digest, event_type)*!
+-- Events that can never be stored, as they came. One that failed for the same reason before is the
+-- same letter, also when it was replayed.
+INSERT INTO dead_letters AS letter (event, reason, detail, sqlstate, attempts, digest, event_type)
+VALUES (:event, :reason, :detail, :sqlstate, :attempts, :digest, :event_type)
+ON CONFLICT (digest, reason) DO UPDATE
+   SET detail = EXCLUDED.detail,
+       sqlstate = EXCLUDED.sqlstate,
+       attempts = least(letter.attempts::bigint + EXCLUDED.attempts, 2147483647),
+       last_seen = now(),
+       replayed_at = NULL;
 
 -- name: count_dead_letters()$
-SELECT count(*) FROM dead_letters;
+SELECT count(*) FROM dead_letters WHERE replayed_at IS NULL;
+
+-- name: forget_replayed_letters()!
+DELETE FROM dead_letters WHERE replayed_at < now() - interval '7 days';

@@ -1,0 +1,368 @@
+"""The loop that moves deliveries from the queue to the store, whatever becomes of both."""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple, Self, TypeVar
+from uuid import UUID
+
+import structlog
+
+from logging_service import metrics, wire
+from logging_service.errors import (
+    BackendUnavailable,
+    LoggingServiceError,
+    SchemaMismatch,
+    TooManyDead,
+)
+from logging_service.ports import (
+    Appended,
+    Books,
+    DeadLetter,
+    Delivery,
+    EventQueue,
+    EventStore,
+    Sorted,
+)
+from logging_service.recent_events import RecentEvents
+from logging_service.settings import Settings
+from logging_service.trials import Trials
+
+_log = structlog.get_logger()
+_Outcome = TypeVar("_Outcome")
+
+# Two: one delivery is taken and decoded while the other's transaction commits.
+_WORKERS = 2
+_IDLE_WAIT_SECONDS = 0.25
+_EXTEND_SECONDS = 10.0
+# A lease lasts 30 s: what was not renewed for so long may be another's.
+_RENEWED_SECONDS = 25.0
+_PREPARE_SECONDS = 3600.0
+_LONGEST_PAUSE_SECONDS = 5.0
+# A delivery that comes again after so many attempts may have ended its consumer each time.
+_MOST_ATTEMPTS = 5
+_STOPPED_SECONDS = 30.0
+_GIVEN_BACK_SECONDS = 1.0
+_SETTLE_SECONDS = 5.0
+# By then no other consumer has the lease any more, and no server is about to take `done` back.
+_SETTLED_AFTER_SECONDS = 60.0
+_MOST_DONE = 50_000
+_WHAT_TO_DO = (
+    "nothing is stored: mend the release or the schema and restart, or set DEAD_LETTER_MAX_RATIO=1"
+)
+
+
+def sort_events(delivery: Delivery, ttl_seconds: int, now: int) -> Sorted:
+    """Return what of a delivery is to be stored, is too old or cannot be read."""
+    events: list[bytes] = []
+    received: list[int] = []
+    dead: list[DeadLetter] = []
+    oldest = now - ttl_seconds * 1_000_000
+    for event in delivery.events:
+        try:
+            moment = wire.check(event)
+        except ValueError as error:
+            dead.append(DeadLetter(event, "unreadable", str(error), delivery.attempts))
+            continue
+        if moment >= oldest:
+            events.append(event)
+            received.append(moment)
+    expired = len(delivery.events) - len(events) - len(dead)
+    return Sorted(delivery, events, received, expired, dead)
+
+
+class Limits(NamedTuple):
+    """Events that a delivery has at the most, seconds that one may wait, share of bad ones."""
+
+    batch_size: int
+    ttl_seconds: int
+    dead_letter_max_ratio: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the limits that the settings give."""
+        return cls(
+            settings.consumer_batch_size,
+            settings.redis_queue_ttl,
+            settings.dead_letter_max_ratio,
+        )
+
+
+class _NotHere(Exception):
+    """The delivery is not settled, and shall not be here and now."""
+
+
+class _Turn:
+    """A delivery under work; nobody else can have it as long as its lease is renewed in time."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+        self._renewed_at = time.monotonic()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the lease may have run out meanwhile; then it stays so."""
+        return time.monotonic() - self._renewed_at > _RENEWED_SECONDS
+
+    async def renew(self, queue: EventQueue) -> None:
+        """Begin the lease's time anew, unless it is lost."""
+        began = time.monotonic()
+        if not self.is_lost:
+            await queue.extend(self.delivery)
+            self._renewed_at = began
+
+
+class Consumer:
+    """Moves deliveries from a queue to a store until `stopping` is set.
+
+    What was taken by then is stored, or given back where the database does not answer. Where most
+    of the last events cannot be stored it stores nothing, says so and keeps what it has taken.
+    """
+
+    def __init__(
+        self,
+        queue: EventQueue,
+        store: EventStore,
+        books: Books,
+        stopping: asyncio.Event,
+        limits: Limits,
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._books = books
+        self._limits = limits
+        self._taking = asyncio.Lock()
+        self._stopping = stopping
+        self._under_work: set[_Turn] = set()
+        self._turn_ended = asyncio.Event()
+        self._recent = RecentEvents(limits.dead_letter_max_ratio)
+        self._refused: dict[_Turn, str] = {}
+        self._done: deque[tuple[float, UUID]] = deque(maxlen=_MOST_DONE)
+
+    async def run(self) -> None:
+        """Work until told to stop; raises SchemaMismatch when the schema does not fit."""
+        jobs = (self._extend_leases, self._prepare_days, self._settle_leases)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                housekeeping = [tasks.create_task(job()) for job in jobs]
+                await asyncio.wait([tasks.create_task(self._work()) for _ in range(_WORKERS)])
+                for task in housekeeping:
+                    task.cancel()
+        except* SchemaMismatch as group:
+            raise group.exceptions[0] from None
+
+    async def check(self) -> None:
+        """Raise TooManyDead while nothing is stored because too much would be put aside."""
+        for reason in self._refused.values():
+            raise TooManyDead(f"{reason}; {_WHAT_TO_DO}")
+
+    async def let_go(self) -> None:
+        """Give back what is under work, where the queue answers; the store knows what it has."""
+        deliveries = [turn.delivery for turn in self._under_work]
+        await asyncio.gather(*(self._close(one, is_settled=False) for one in deliveries))
+
+    async def _work(self) -> None:
+        pause = Pause("queue_unavailable", self._stopping)
+        try:
+            while not self._stopping.is_set():
+                try:
+                    await self._take_and_deliver(pause)
+                except BackendUnavailable as error:
+                    await pause.after(error)
+        finally:
+            # One worker's end is the end of both.
+            self._stopping.set()
+
+    async def _take_and_deliver(self, pause: "Pause") -> None:
+        async with self._taking:
+            delivery = await self._take()
+            pause.over()
+            if delivery is None:
+                return
+            if delivery.attempts > _MOST_ATTEMPTS:
+                # Still alone at the queue: whatever ends the process then is this delivery.
+                await self._deliver(delivery, self._store_one_by_one)
+                return
+        await self._deliver(delivery, self._store_at_once)
+
+    async def _take(self) -> Delivery | None:
+        if self._refused:
+            await self._wait_for_stop(_IDLE_WAIT_SECONDS)
+            return None
+        if self._stopping.is_set():
+            return None
+        return await self._queue.take(self._limits.batch_size, _IDLE_WAIT_SECONDS)
+
+    async def _deliver(self, delivery: Delivery, store: Callable[[_Turn], Awaitable[None]]) -> None:
+        turn = _Turn(delivery)
+        self._under_work.add(turn)
+        try:
+            await store(turn)
+        except _NotHere:
+            await self._close(delivery, is_settled=False)
+        except (SchemaMismatch, asyncio.CancelledError):
+            # Not at once: the other worker would take it and be ended in the middle.
+            await self._close(delivery, is_settled=False, delay_seconds=_GIVEN_BACK_SECONDS)
+            raise
+        else:
+            await self._close(delivery, is_settled=True)
+        finally:
+            self._under_work.remove(turn)
+            self._accept(turn)
+            self._turn_ended.set()
+
+    async def _close(
+        self, delivery: Delivery, *, is_settled: bool, delay_seconds: float = 0
+    ) -> None:
+        try:
+            if is_settled:
+                await self._queue.done(delivery)
+                self._done.append((time.monotonic(), delivery.lease_id))
+            else:
+                await self._queue.give_back(delivery, delay_seconds)
+        except BackendUnavailable as error:
+            # The lease runs out by itself; the store knows a lease that it has committed.
+            _log.warning("lease_not_closed", reason=str(error))
+
+    async def _store_at_once(self, turn: _Turn) -> None:
+        batch, number = self._decode(turn.delivery), len(turn.delivery.events)
+
+        async def store() -> Appended:
+            nonlocal batch
+            asked = batch
+            # Whether that transaction was committed may not be known: ask before the next.
+            again = replace(batch.delivery, attempts=batch.delivery.attempts + 1)
+            batch = replace(batch, delivery=again)
+            with metrics.CONSUMER_BATCH.time():
+                return await self._store.append(asked, self._recent.most_dead(number))
+
+        self._count(batch, await self._persist(turn, store))
+
+    async def _store_one_by_one(self, turn: _Turn) -> None:
+        delivery = turn.delivery
+        lease_id, number = str(delivery.lease_id), len(delivery.events)
+        _log.warning("one_by_one", lease_id=lease_id, attempts=delivery.attempts, events=number)
+        while len(self._under_work) > 1:
+            self._turn_ended.clear()
+            await self._turn_ended.wait()
+        trials = Trials(self._store, delivery, self._decode)
+        while settled := await self._persist(
+            turn, lambda: trials.settle_next(self._recent.most_dead(1))
+        ):
+            self._count(*settled)
+            if self._stopping.is_set():
+                raise _NotHere
+
+    def _decode(self, delivery: Delivery) -> Sorted:
+        return sort_events(delivery, self._limits.ttl_seconds, wire.now_micros())
+
+    async def _persist(self, turn: _Turn, store: Callable[[], Awaitable[_Outcome]]) -> _Outcome:
+        """Return what `store` returns, in the end, or raise _NotHere; a stop lets it try once."""
+        pause = Pause("database_unavailable", self._stopping)
+        while True:
+            if turn.is_lost:
+                # Whoever has it now may have stored it so long ago that the store forgot the lease.
+                _log.warning("lease_lost", lease_id=str(turn.delivery.lease_id))
+                raise _NotHere
+            try:
+                outcome = await store()
+            except BackendUnavailable as error:
+                await pause.after(error)
+            except TooManyDead as error:
+                await self._refuse(turn, error)
+            else:
+                pause.over()
+                self._accept(turn)
+                return outcome
+            if self._stopping.is_set():
+                raise _NotHere
+
+    async def _refuse(self, turn: _Turn, error: TooManyDead) -> None:
+        if not self._refused:
+            _log.error("consumer_stopped", reason=str(error), what_to_do=_WHAT_TO_DO)
+        self._refused[turn] = str(error)
+        metrics.CONSUMER_STOPPED.set(1)
+        await self._wait_for_stop(_STOPPED_SECONDS)
+
+    def _accept(self, turn: _Turn) -> None:
+        if self._refused.pop(turn, None) and not self._refused:
+            metrics.CONSUMER_STOPPED.set(0)
+            _log.info("consumer_goes_on")
+
+    def _count(self, batch: Sorted, appended: Appended) -> None:
+        self._recent.note(sum(appended), appended.dead_lettered)
+        metrics.EVENTS_STORED.inc(appended.stored)
+        metrics.EVENTS_DUPLICATE.inc(appended.duplicates)
+        metrics.EVENTS_DEAD_LETTERED.inc(appended.dead_lettered)
+        metrics.EVENTS_EXPIRED.inc(appended.expired)
+        now = wire.now_micros()
+        metrics.EVENT_DELAY.observe_many([(now - moment) / 1e6 for moment in batch.received])
+        if appended.dead_lettered or appended.expired:
+            _log.warning("events_not_stored", **appended._asdict())
+
+    async def _wait_for_stop(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    async def _extend_leases(self) -> None:
+        while True:
+            await asyncio.sleep(_EXTEND_SECONDS)
+            for turn in list(self._under_work):
+                try:
+                    await turn.renew(self._queue)
+                except BackendUnavailable as error:
+                    _log.warning("lease_not_extended", reason=str(error))
+
+    async def _prepare_days(self) -> None:
+        while True:
+            try:
+                await self._store.prepare()
+            except LoggingServiceError as error:
+                _log.warning("partitions_not_made", reason=str(error))
+                await asyncio.sleep(_LONGEST_PAUSE_SECONDS)
+            else:
+                await asyncio.sleep(_PREPARE_SECONDS)
+
+    async def _settle_leases(self) -> None:
+        while True:
+            await asyncio.sleep(_SETTLE_SECONDS)
+            oldest = time.monotonic() - _SETTLED_AFTER_SECONDS
+            due = [lease_id for done_at, lease_id in self._done if done_at <= oldest]
+            try:
+                if due:
+                    await self._books.settle(due)
+            except LoggingServiceError as error:
+                _log.warning("leases_not_settled", reason=str(error))
+                continue
+            while self._done and self._done[0][0] <= oldest:
+                self._done.popleft()
+
+
+class Pause:
+    """Waits longer after each failure, says so once, and says when it is over."""
+
+    def __init__(self, what: str, stopping: asyncio.Event) -> None:
+        self._failures = 0
+        self._what = what
+        self._stopping = stopping
+
+    async def after(self, error: BackendUnavailable) -> None:
+        """Wait with jitter, at most 5 s, until it is time to try again or to stop."""
+        if not self._failures:
+            _log.warning(self._what, reason=str(error))
+        self._failures += 1
+        longest = min(_LONGEST_PAUSE_SECONDS, 0.1 * 2 ** min(self._failures, 10))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter
+                await self._stopping.wait()
+
+    def over(self) -> None:
+        """Begin anew: it answered."""
+        if self._failures:
+            _log.info("available_again", after=self._what, failures=self._failures)
+        self._failures = 0
