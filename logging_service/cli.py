@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from logging_service import dead_letter_commands, spool_commands
 from logging_service.errors import LoggingServiceError, SchemaMismatch, SettingsError
 from logging_service.settings import Settings, load_settings
 
@@ -19,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(dead_letter_commands.app, name="dead-letters")
+app.add_typer(spool_commands.app, name="spool")
 
 _STOP_SECONDS = 12
 

@@ -196,23 +196,39 @@ _SEAL_BYTES = 12
 
 def cursor_of(key: EventKey, wanted: Filter) -> str:
     """Return an opaque text for the place behind `key` in the answer to `wanted`."""
-    position = _POSITION.pack(wire.to_micros(key.timestamp), key.event_id.bytes)
-    return urlsafe_b64encode(position + _seal(position, wanted)).decode()
+    return sealed_cursor(_POSITION.pack(wire.to_micros(key.timestamp), key.event_id.bytes), wanted)
 
 
 def _key_in(cursor: str, wanted: Filter) -> EventKey:
+    micros, event_id = _POSITION.unpack(position_in(cursor, wanted, _POSITION.size))
+    try:
+        return EventKey(wire.from_micros(micros), UUID(bytes=event_id))
+    except OverflowError:
+        raise _no_cursor() from None
+
+
+def sealed_cursor(position: bytes, wanted: object) -> str:
+    """Return a text for a position in the answer to `wanted`, and to no other question."""
+    return urlsafe_b64encode(position + _seal(position, wanted)).decode()
+
+
+def position_in(cursor: str, wanted: object, size: int) -> bytes:
+    """Return the position of `size` bytes in a cursor; raises QueryRejected for any other text."""
     try:
         token = b64decode(cursor, altchars=b"-_", validate=True)
-        micros, event_id = _POSITION.unpack(token[:-_SEAL_BYTES])
-        sealed = compare_digest(token[-_SEAL_BYTES:], _seal(token[:-_SEAL_BYTES], wanted))
-        key = EventKey(wire.from_micros(micros), UUID(bytes=event_id))
-    except (ValueError, OverflowError, struct.error):
-        sealed = False
-    if not sealed:
-        raise QueryRejected("cursor", "is damaged, or comes from another filter or order")
-    return key
+    except ValueError:
+        token = b""
+    position = token[:-_SEAL_BYTES]
+    sealed = compare_digest(token[-_SEAL_BYTES:], _seal(position, wanted))
+    if len(position) != size or not sealed:
+        raise _no_cursor()
+    return position
 
 
-def _seal(position: bytes, wanted: Filter) -> bytes:
+def _no_cursor() -> QueryRejected:
+    return QueryRejected("cursor", "is damaged, or comes from another filter or order")
+
+
+def _seal(position: bytes, wanted: object) -> bytes:
     # Not a secret: a forged cursor shows nothing that its sender may not read anyway.
     return blake2b(position + msgspec.json.encode(wanted), digest_size=_SEAL_BYTES).digest()

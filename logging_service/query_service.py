@@ -8,7 +8,7 @@ if __name__ == "__main__" and not __package__:
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -19,8 +19,19 @@ from fastapi.security import APIKeyHeader
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from logging_service import balance_routes
 from logging_service.auth import Keyring, ReadingRule
-from logging_service.backends import open_reader, refuse_newer_schema
+from logging_service.backends import (
+    open_books,
+    open_dead_letters,
+    open_reader,
+    open_seen_queue,
+    refuse_newer_schema,
+)
+from logging_service.balance import Balance
+from logging_service.dead_letter_routes import LetterPage, Replayed
+from logging_service.dead_letter_routes import router as dead_letter_router
+from logging_service.dead_letters import ShownLetter
 from logging_service.errors import LoggingServiceError, SchemaTooNew, SettingsError
 from logging_service.event_query import (
     EventQuery,
@@ -32,7 +43,7 @@ from logging_service.event_query import (
 )
 from logging_service.http_protocol import LimitedProtocol
 from logging_service.logs import configure_logs
-from logging_service.ports import Event, EventReader, EventTypeCount, Page, Total
+from logging_service.ports import Event, EventQueue, EventReader, EventTypeCount, Page, Total
 from logging_service.server import refuse_to_start, serve
 from logging_service.settings import Settings, load_settings
 from logging_service.web import (
@@ -218,15 +229,21 @@ async def show_event(
 
 @router.get("/health", responses={200: schema_of(Health), 503: schema_of(Health)})
 async def show_health(request: Request) -> Response:
-    """Say how the database is, and whether the key that was sent is good."""
+    """Say how the database and the queue are, and whether the key that was sent is good."""
     keyring: Keyring = request.state.keyring
     key = keyring.principal_from_headers(dict(request.scope["headers"]))
     report = KeyReport(valid=True, name=key.name, scopes=sorted(key.scopes)) if key else None
 
-    async def check() -> None:
+    queue: EventQueue = request.state.queue
+
+    async def check_database() -> None:
         await _reader(request).check()
 
-    return await health(SERVICE, [Check("database", check)], report)
+    async def check_queue() -> None:
+        await queue.tallies()
+
+    checks = [Check("database", check_database), Check("queue", check_queue, essential=False)]
+    return await health(SERVICE, checks, report)
 
 
 def create_app(settings: Settings, opened: OpenReader = open_reader) -> RequestContext:
@@ -240,16 +257,34 @@ def create_app(settings: Settings, opened: OpenReader = open_reader) -> RequestC
     async def lifespan(_face: FastAPI) -> AsyncIterator[dict[str, Any]]:
         if rule.open_on_loopback:
             _log.warning("reading_without_key", host=settings.query_service_host)
-        async with opened(settings) as reader:
+        async with AsyncExitStack() as stack:
+            reader = await stack.enter_async_context(opened(settings))
+            state = {
+                "reader": reader,
+                "queue": await stack.enter_async_context(open_seen_queue(settings)),
+                "books": await stack.enter_async_context(open_books(settings)),
+                "dead_letters": await stack.enter_async_context(open_dead_letters(settings)),
+            }
             watch = asyncio.create_task(_tell_outages(reader))
-            yield {"reader": reader, "keyring": keyring, "rule": rule}
+            yield {**state, "keyring": keyring, "rule": rule}
             watch.cancel()
             with suppress(asyncio.CancelledError):
                 await watch
 
-    face = create_face(SERVICE, settings, description=DESCRIPTION, lifespan=lifespan)
+    face = create_face(
+        SERVICE,
+        settings,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        before_scrape=balance_routes.measure_balance,
+    )
     face.include_router(router)
-    describe_types(face, (Events, Event, EventTypes, Health))
+    face.include_router(balance_routes.router, dependencies=[Security(_key_header), *_READING])
+    face.include_router(dead_letter_router)
+    describe_types(
+        face,
+        (Events, Event, EventTypes, Balance, LetterPage, ShownLetter, Replayed, Health),
+    )
     return RequestContext(face, SERVICE, endpoints_of(face))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -28,6 +28,7 @@ from logging_service.errors import (
     HeaderTooLarge,
     LoggingServiceError,
     NotHttp,
+    QueueFull,
     RateLimited,
     SchemaMismatch,
     TooSlow,
@@ -37,6 +38,8 @@ from logging_service.intake import FieldError
 from logging_service.settings import Settings
 
 _log = structlog.get_logger()
+
+_Answer = TypeVar("_Answer")
 
 RETRY_AFTER_SECONDS = 5
 _CHECK_SECONDS = 1.0
@@ -106,6 +109,10 @@ PROBLEMS = {
         "A backend does not answer",
         "The queue or the database is away, /health says which. Send it again after Retry-After.",
     ),
+    "queue-full": (
+        "The queue is full",
+        "Events come in faster than they are stored. Nothing was taken; send it again later.",
+    ),
     "schema": (
         "The database's schema does not fit",
         "`logging-service migrate` brings it up to date; /health says which revision was found.",
@@ -129,6 +136,7 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     NotHttp: (400, "not-http"),
     TooSlow: (408, "too-slow"),
     BackendUnavailable: (503, "unavailable"),
+    QueueFull: (503, "queue-full"),
     SchemaMismatch: (503, "schema"),
     Exception: (500, "internal"),
 }
@@ -278,6 +286,18 @@ def schema_of(kind: type, example: object = None) -> dict[str, Any]:
     }
 
 
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """Return a request's body; raises BodyTooLarge as soon as it is known to be too large."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most_bytes:
+            raise BodyTooLarge(f"the body has to be at most {most_bytes} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
 def json_answer(answer: object, status: int = 200) -> Response:
     """Return `answer` as JSON."""
     return Response(msgspec.json.encode(answer), status, media_type="application/json")
@@ -345,22 +365,27 @@ async def health(service: str, checks: Sequence[Check], api_key: KeyReport | Non
     return json_answer(answer, 503 if status == "unavailable" else 200)
 
 
-def _forget(asked: "asyncio.Future[str | None]") -> None:
+def _forget(asked: "asyncio.Future[_Answer]") -> None:
     if not asked.cancelled():
         asked.exception()
 
 
-async def _examine(check: Check) -> Dependency:
-    asking = asyncio.ensure_future(check.run())
+async def answer_within(seconds: float, run: Callable[[], Awaitable[_Answer]]) -> _Answer:
+    """Return what `run` returns; raises TimeoutError after `seconds`, whatever hangs."""
+    asking = asyncio.ensure_future(run())
     # Not a timeout: what hangs may take as long to give up.
-    await asyncio.wait({asking}, timeout=_CHECK_SECONDS)
+    await asyncio.wait({asking}, timeout=seconds)
     if not asking.done():
         asking.cancel()
         asking.add_done_callback(_forget)
-        return Dependency("unavailable", f"no answer within {_CHECK_SECONDS:g} s")
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return asking.result()
+
+
+async def _examine(check: Check) -> Dependency:
     try:
-        fault = asking.result()
-    except LoggingServiceError as error:
+        fault = await answer_within(_CHECK_SECONDS, check.run)
+    except (LoggingServiceError, TimeoutError) as error:
         return Dependency("unavailable", str(error))
     return Dependency("degraded", fault) if fault else Dependency("ok")
 

@@ -186,6 +186,7 @@ def test_a_service_runs_from_its_folder_without_being_installed(
         ("logging-service query --help", "stored"),
         ("logging-service migrate --help", "schema"),
         ("logging-service clean-data --help", "--yes"),
+        ("logging-service dead-letters --help", "replay"),
         ("cd logging_service && python producer.py --help", "--workers"),
         ("make", "make up"),
     ],

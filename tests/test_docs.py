@@ -50,7 +50,7 @@ def names_of(registry: CollectorRegistry) -> set[str]:
 
 
 def test_every_metric_is_documented_and_every_documented_metric_is_there() -> None:
-    registries = (metrics.COMMON, metrics.PRODUCER, metrics.CONSUMER)
+    registries = (metrics.COMMON, metrics.PRODUCER, metrics.CONSUMER, metrics.QUERY_SERVICE)
     there = set().union(*map(names_of, registries))
     table = OPERATIONS.partition("## Metrics")[2].partition("## Logs")[0]
     assert set(re.findall(r"^\| `([a-z_]+)`", table, re.MULTILINE)) == there

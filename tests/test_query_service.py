@@ -20,7 +20,7 @@ from servers import ROOT, RunningService, run_service, unused_port
 from stored_rows import NOON, Row, a_row, store_rows, uuid7_of
 
 from logging_service.backends import open_reader
-from logging_service.embedded import Postgres
+from logging_service.embedded import Postgres, Valkey
 from logging_service.ports import EventReader
 from logging_service.query_service import create_app
 from logging_service.schema import migrate
@@ -68,14 +68,15 @@ def variables(database_url: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-async def service(postgres: Postgres) -> AsyncIterator[Served]:
+async def service(postgres: Postgres, redis_server: Valkey) -> AsyncIterator[Served]:
     connection = await asyncpg.connect(postgres.admin_url, ssl=False)
     await connection.execute("CREATE DATABASE queried OWNER logging_service_user")
     await connection.close()
     database_url = url_of(postgres, "queried")
     await migrate(database_url)
     await store_rows(database_url, ROWS)
-    with run_service("query_service", variables(database_url)) as running:
+    environment = {**variables(database_url), "REDIS_URL": redis_server.url}
+    with run_service("query_service", environment) as running:
         yield Served(running.url, database_url)
 
 
@@ -444,7 +445,7 @@ def test_health_needs_no_key_and_tells_about_the_one_it_gets(service: Served) ->
     answer = requests.get(f"{service.url}/health", headers={"Host": "evil.example"}, timeout=30)
     document = answer.json()
     assert (answer.status_code, document["status"]) == (200, "ok")
-    assert document["dependencies"] == {"database": {"status": "ok"}}
+    assert document["dependencies"] == {"database": {"status": "ok"}, "queue": {"status": "ok"}}
     assert "api_key" not in document
     for key, name in ((API_KEY, "default"), (ADMIN_API_KEY, "admin")):
         told = requests.get(f"{service.url}/health", headers={"X-API-Key": key}, timeout=30).json()
