@@ -1,31 +1,101 @@
 """The only place that turns settings into adapters."""
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
-from logging_service.errors import LoggingServiceError, SchemaTooNew
-from logging_service.ports import EventQueue, EventReader, EventStore
+from logging_service.errors import LoggingServiceError, SchemaTooNew, SettingsError
+from logging_service.failover_queue import FailoverQueue, open_failover_queue
+from logging_service.fallback_spools import FallbackSpools
+from logging_service.hidden_queue import HiddenQueue
+from logging_service.ports import Books, DeadLetters, EventQueue, EventReader, EventStore
+from logging_service.postgres_books import open_postgres_books
+from logging_service.postgres_dead_letters import open_postgres_dead_letters
 from logging_service.postgres_reader import READ_SECONDS, open_postgres_reader
 from logging_service.postgres_store import open_postgres_store
-from logging_service.redis_queue import open_redis_queue
+from logging_service.redis_queue import RedisQueue, open_redis_queue
 from logging_service.settings import Settings
+from logging_service.spool_queue import open_spool_queue
 
 _START_SECONDS = 3.0
 
 
-def open_queue(settings: Settings) -> AbstractAsyncContextManager[EventQueue]:
-    """Return the queue that the settings name, to be entered; it connects when first used."""
+@asynccontextmanager
+async def open_queue(settings: Settings) -> AsyncIterator[EventQueue]:
+    """Yield the queue that the settings name; it connects when it is first used.
+
+    Raises SettingsError for a queue in the memory of a producer, which no other process can see.
+    """
+    if settings.queue_is_memory:
+        raise SettingsError(
+            "SPOOL_PATH=:memory: cannot be used here: that queue lives inside the producer, which "
+            "stores its events itself; a file, the default, is shared by all processes of a host"
+        )
+    if not settings.use_redis_queue:
+        async with _open_local_queue(settings) as queue:
+            yield queue
+        return
+    async with _open_redis_queue(settings) as redis:
+        yield FailoverQueue(redis, _spools(settings))
+
+
+def open_seen_queue(settings: Settings) -> AbstractAsyncContextManager[EventQueue]:
+    """Return the queue for who can do without: one that cannot be seen is as good as away."""
+    return nullcontext(HiddenQueue()) if settings.queue_is_memory else open_queue(settings)
+
+
+@asynccontextmanager
+async def open_write_queue(settings: Settings) -> AsyncIterator[EventQueue]:
+    """Yield the queue that a producer writes to, which falls back to a spool of its own."""
+    if not settings.use_redis_queue:
+        async with _open_local_queue(settings) as queue:
+            yield queue
+        return
+    drain = settings.spool_drain_per_second
+    async with (
+        _open_redis_queue(settings) as redis,
+        open_failover_queue(redis, _spools(settings), drain_per_second=drain) as failover,
+    ):
+        yield failover
+
+
+def damaged_spool_files(settings: Settings) -> int:
+    """Count the spool files of this host that were set aside and wait to be salvaged."""
+    return _spools(settings).damaged_files()
+
+
+def _open_redis_queue(settings: Settings) -> AbstractAsyncContextManager[RedisQueue]:
     return open_redis_queue(
         settings.queue_url,
         name=settings.redis_queue_name,
         ttl_seconds=settings.redis_queue_ttl,
         timeout_ms=settings.redis_timeout_ms,
+        max_events=settings.queue_max_events,
     )
+
+
+def _open_local_queue(settings: Settings) -> AbstractAsyncContextManager[EventQueue]:
+    file, max_bytes = settings.spool_file, settings.spool_max_bytes
+    return open_spool_queue(file, max_bytes=max_bytes, exclusive=False)
+
+
+def _spools(settings: Settings) -> FallbackSpools:
+    return FallbackSpools(settings.spool_file, settings.spool_max_bytes)
 
 
 def open_store(settings: Settings) -> AbstractAsyncContextManager[EventStore]:
     """Return the store that the settings name, to be entered; it connects when first used."""
     return open_postgres_store(settings.store_url, connections=4)
+
+
+def open_books(settings: Settings) -> AbstractAsyncContextManager[Books]:
+    """Return the books beside the store; to be entered, they connect when first used."""
+    return open_postgres_books(settings.store_url, connections=2)
+
+
+def open_dead_letters(settings: Settings) -> AbstractAsyncContextManager[DeadLetters]:
+    """Return the dead letters of the store; to be entered, they connect when first used."""
+    return open_postgres_dead_letters(settings.store_url, connections=2)
 
 
 def open_reader(

@@ -19,10 +19,16 @@ from starlette.responses import Response
 
 from logging_service import metrics
 from logging_service.auth import Keyring
-from logging_service.backends import open_queue, open_reader, open_store, refuse_newer_schema
+from logging_service.backends import (
+    damaged_spool_files,
+    open_reader,
+    open_store,
+    open_write_queue,
+    refuse_newer_schema,
+)
+from logging_service.delivering import Consumer
 from logging_service.errors import (
     BackendUnavailable,
-    BodyTooLarge,
     LoggingServiceError,
     SchemaTooNew,
     SettingsError,
@@ -46,8 +52,9 @@ from logging_service.server import (
     serve,
     spare_the_collector,
 )
-from logging_service.settings import load_settings
+from logging_service.settings import Settings, load_settings
 from logging_service.stored_watch import StoredWatch
+from logging_service.storing import keeping_books, storing_here
 from logging_service.web import (
     Check,
     Health,
@@ -58,6 +65,7 @@ from logging_service.web import (
     endpoints_of,
     health,
     json_answer,
+    read_body,
     schema_of,
 )
 from logging_service.write_path import (
@@ -76,7 +84,8 @@ DESCRIPTION = """\
 Takes events and holds them durably before it answers.
 
 `POST /log` takes one event, `POST /logs` up to 10,000. An answer of 202 means that the events are
-held: `queued` in Redis, `stored` in the database when `?wait=stored` was asked for. Both need a key
+held: `queued` in Redis, `spooled` on this host's disk while Redis is away, `stored` in the database
+when `?wait=stored` was asked for (and `in_memory` where the operator chose that). Both need a key
 with the scope `write`, as `X-API-Key` or `Authorization: Bearer`.
 """
 
@@ -143,15 +152,22 @@ def create_app() -> RequestContext:
     settings = load_settings()
     configure_logs(SERVICE, settings.log_level)
     forward_library_logs()
+    if settings.queue_is_memory:
+        metrics.show_beside(SERVICE, metrics.CONSUMER)
     keyring = Keyring(settings)
     limiter = RateLimiter(settings.rate_for)
 
     @asynccontextmanager
     async def lifespan(_face: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with AsyncExitStack() as stack:
-            queue = await stack.enter_async_context(open_queue(settings))
+            queue = await stack.enter_async_context(open_write_queue(settings))
             store = await stack.enter_async_context(open_store(settings))
             reader = await stack.enter_async_context(open_reader(settings))
+            consumer = None
+            if settings.queue_is_memory:
+                consumer = await stack.enter_async_context(storing_here(settings, queue, store))
+            else:
+                await stack.enter_async_context(keeping_books(settings, queue))
             commit, watch = GroupCommit(queue), StoredWatch(reader)
             stack.push_async_callback(watch.drain)
             stack.push_async_callback(commit.drain)
@@ -159,7 +175,7 @@ def create_app() -> RequestContext:
             spare_the_collector()
             yield {
                 "write_path": WritePath(keyring, limiter, commit, watch, encoder),
-                "status": Status(queue, store),
+                "status": Status(settings, queue, store, consumer),
             }
 
     async def measure(request: Request) -> None:
@@ -178,17 +194,28 @@ def create_app() -> RequestContext:
 class Status:
     """What the queue and the store say of themselves, for /health and /queue/status."""
 
-    def __init__(self, queue: EventQueue, store: EventStore) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        queue: EventQueue,
+        store: EventStore,
+        consumer: Consumer | None = None,
+    ) -> None:
+        self._settings = settings
         self._queue = queue
         self._store = store
+        self._consumer = consumer
 
     @property
     def checks(self) -> tuple[Check, ...]:
         """The queue is essential; without the database events are taken all the same."""
-        return (
+        checks = [
             Check("queue", self._check_queue),
             Check("database", self._store.check, essential=False),
-        )
+        ]
+        if self._consumer:
+            checks.append(Check("dead_letters", self._consumer.check, essential=False))
+        return tuple(checks)
 
     async def _check_queue(self) -> str | None:
         return "; ".join(await self._queue.warnings()) or None
@@ -197,14 +224,17 @@ class Status:
         """Return the queue's state; raises BackendUnavailable when the queue is away."""
         status = await self._queue.status()
         metrics.QUEUE_SIZE.set(status.size)
-        waiting = status.size + status.in_flight
+        metrics.SPOOL_EVENTS.set(status.spooled)
+        metrics.SPOOL_DAMAGED_EVENTS.set(status.damaged)
+        metrics.SPOOL_DAMAGED_FILES.set(damaged_spool_files(self._settings))
+        waiting = status.size + status.in_flight + status.spooled
         rate = status.stored_per_second
         drain = round(waiting / rate, 1) if rate else None
         return QueueReport(
             backend=status.backend,
             size=status.size,
             in_flight=status.in_flight,
-            spooled=0,
+            spooled=status.spooled,
             dead_letters=await self._dead_letters(),
             oldest_age_seconds=status.oldest_age_seconds,
             stored_per_second=rate,
@@ -224,24 +254,13 @@ class Status:
             await self.report()
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise BodyTooLarge(f"the body has to be at most {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
 async def _write(request: Request) -> Response:
     """Answer a write that `http_protocol` left to the framework, the same way as the others."""
     endpoint = request.url.path
     path: WritePath = request.state.write_path
     headers = dict(request.scope["headers"])
     principal = path.admit(headers)
-    body = await _body(request, BODY_LIMITS[endpoint])
+    body = await read_body(request, BODY_LIMITS[endpoint])
     answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     def respond(answer: Answer) -> None:
@@ -342,14 +361,25 @@ def _add_read_routes(face: FastAPI, keyring: Keyring, limiter: RateLimiter) -> N
         return await health(SERVICE, status.checks, report)
 
 
+async def _check(settings: Settings) -> None:
+    """Raise what would end the start, while that is one line and not a worker's last words."""
+    await refuse_newer_schema(settings)
+    async with open_write_queue(settings):
+        pass
+
+
 def main(workers: int | None = None) -> None:
     """Serve until a signal; `workers` processes share the port."""
     try:
         settings = load_settings()
         configure_logs(SERVICE, settings.log_level)
-        asyncio.run(refuse_newer_schema(settings))
+        asyncio.run(_check(settings))
     except (SettingsError, SchemaTooNew) as error:
         refuse_to_start(str(error))
+    if settings.queue_is_memory:
+        if (workers or 1) > 1:
+            refuse_to_start("SPOOL_PATH=:memory: is the memory of one process: --workers 1")
+        _log.warning("queue_in_memory", consequence="a killed process loses what it acknowledged")
     if not (settings.api_key or settings.admin_api_key):
         _log.warning("no_key_is_set", consequence="every write is answered with 401")
     serve(

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Column, Table
 
 from logging_service import data_folder, embedded
+from logging_service.backends import open_queue
 from logging_service.embedded import Postgres, Valkey
-from logging_service.errors import SettingsError
+from logging_service.errors import BackendUnavailable, SettingsError
 from logging_service.settings import Settings
 from logging_service.supervision import Runs, Service, keep_running
 
@@ -112,6 +109,7 @@ class _Up:
         self._gateway = services.parent / "main.py"
         self._database = self._named("database_url", "database_host")
         self._redis = self._named("redis_url", "redis_host")
+        self._starts_redis = settings.use_redis_queue and not self._redis
         self._producer = _Address("PRODUCER_PORT", settings.producer_host, settings.producer_port)
         self._query = _Address(
             "QUERY_SERVICE_PORT", settings.query_service_host, settings.query_service_port
@@ -193,7 +191,7 @@ class _Up:
             addresses.append(self._front)
         if not self._database:
             addresses.append(_Address("DATABASE_PORT", _LOOPBACK, settings.database_port))
-        if not self._redis:
+        if self._starts_redis:
             addresses.append(_Address("REDIS_PORT", _LOOPBACK, settings.redis_port))
         owners: dict[int, str] = {}
         for address in addresses:
@@ -215,14 +213,10 @@ class _Up:
             if variable := self._database:
                 connection = await asyncpg.connect(settings.store_url, timeout=5)
                 await connection.close()
-            if variable := self._redis:
-                retry = Retry(NoBackoff(), 0)
-                client = Redis.from_url(settings.queue_url, socket_timeout=5, retry=retry)
-                try:
-                    await client.ping()
-                finally:
-                    await client.aclose()
-        except (OSError, TimeoutError, asyncpg.PostgresError, RedisError) as error:
+            if settings.use_redis_queue and (variable := self._redis):
+                async with open_queue(settings) as queue:
+                    await queue.status()
+        except (OSError, TimeoutError, asyncpg.PostgresError, BackendUnavailable) as error:
             reason = str(error).splitlines()[0] if str(error) else "no answer"
             raise SettingsError(
                 f"the server that {variable} names cannot be used: {reason}; "
@@ -244,7 +238,7 @@ class _Up:
             self._store_url = database.url
             url = f"localhost:{settings.database_port}/{settings.database_name}"
             parts.append(_Part(database, url, _STORE, asyncio.Event()))
-        if not self._redis:
+        if self._starts_redis:
             secret = settings.redis_password
             queue = Valkey(
                 settings.data_path,
@@ -276,10 +270,12 @@ class _Up:
 
         folder, ask = self._services, self._consumer_is_asked
         parts = [
-            part("consumer", folder / "consumer.py", self._metrics, _CONSUMER, ask=ask),
             part("producer", folder / "producer.py", self._producer),
             part("query service", folder / "query_service.py", self._query),
         ]
+        if not self._settings.queue_is_memory:
+            consumer = part("consumer", folder / "consumer.py", self._metrics, _CONSUMER, ask=ask)
+            parts.insert(0, consumer)
         if self._gateway.exists():
             parts.append(part("gateway", self._gateway, self._front))
         return parts
@@ -295,13 +291,14 @@ class _Up:
         }
         if not self._database:
             added |= {"DATABASE_HOST": _LOOPBACK, "DATABASE_PASSWORD": password}
-        if not self._redis:
+        if self._starts_redis:
             added |= {"REDIS_HOST": _LOOPBACK}
         return {**os.environ, **added}
 
     def _show(self, key: str) -> None:
         table = Table("what", Column("where", overflow="fold"), "state", box=None, pad_edge=False)
-        for variable, what in ((self._database, "PostgreSQL"), (self._redis, "Redis")):
+        redis = self._redis if self._settings.use_redis_queue else None
+        for variable, what in ((self._database, "PostgreSQL"), (redis, "Redis")):
             if variable:
                 table.add_row(what, f"named by {variable}", "answers")
         for part in self._parts:

@@ -20,6 +20,7 @@ import requests
 import zstandard
 from redis import Redis
 from relay import before
+from served import ask
 from servers import RunningService, run_service, run_to_end
 
 from logging_service import wire
@@ -420,28 +421,46 @@ class TestWaiting:
         assert post(producer, "/log?wait=stored").json()["status"] == "queued"
 
 
-async def status_of(service: RunningService, path: str) -> int:
-    answer = await asyncio.to_thread(requests.get, service.url + path, timeout=10)
-    return answer.status_code
-
-
 class TestBadDays:
-    async def test_without_redis_the_answer_is_503_and_then_all_is_well_again(
-        self, environment: dict[str, str], redis_url: str
+    async def test_without_redis_events_are_spooled_and_then_all_is_well_again(
+        self, environment: dict[str, str], redis_url: str, queue: Redis
     ) -> None:
         async with before(redis_url) as (relay, through):
             with run_service("producer", {**environment, "REDIS_URL": through}) as producer:
-                assert (await asyncio.to_thread(post, producer, "/log")).status_code == 202
+                assert (await ask(f"{producer.url}/queue/status")).json()["backend"] == "redis"
                 await relay.cut()
-                refused = await asyncio.to_thread(post, producer, "/log")
-                assert_problem(refused, 503)
-                assert int(refused.headers["Retry-After"]) > 0
-                assert await status_of(producer, "/health") == 503
-                assert await status_of(producer, "/queue/status") == 503
-                assert await status_of(producer, "/metrics") == 200
+                for _ in range(3):
+                    answer = await asyncio.to_thread(post, producer, "/log")
+                    assert (answer.status_code, answer.json()["status"]) == (202, "spooled")
+                status = (await ask(f"{producer.url}/queue/status")).json()
+                assert (status["backend"], status["spooled"]) == ("spool", 3)
+                health = (await ask(f"{producer.url}/health")).json()
+                assert health["status"] == "degraded"
+                assert "spooled on this host" in json.dumps(health)
+                shown = (await ask(f"{producer.url}/metrics")).text
+                assert "spool_active 1.0" in shown
+                assert "spool_events 3.0" in shown
+                assert "events_spooled_total 3.0" in shown
                 await relay.mend()
-                assert (await asyncio.to_thread(post, producer, "/log")).status_code == 202
-                assert await status_of(producer, "/health") == 200
+                while (await ask(f"{producer.url}/queue/status")).json()["spooled"]:
+                    await asyncio.sleep(0.1)
+                answer = await asyncio.to_thread(post, producer, "/log")
+                assert answer.json()["status"] == "queued"
+                assert (await ask(f"{producer.url}/health")).json()["status"] == "ok"
+        assert len(waiting(queue)) == 4
+
+    async def test_without_redis_and_without_a_spool_the_answer_is_503(
+        self, environment: dict[str, str], free_port: int
+    ) -> None:
+        away = f"redis://127.0.0.1:{free_port}/0"
+        small = {**environment, "REDIS_URL": away, "SPOOL_MAX_BYTES": "1048576"}
+        event = {**EVENT, "payload": {"text": "x" * 200_000}}
+        with run_service("producer", small) as producer:
+            answers = [post(producer, "/log", event) for _ in range(12)]
+            assert answers[0].json()["status"] == "spooled"
+            assert_problem(answers[-1], 503)
+            assert int(answers[-1].headers["Retry-After"]) > 0
+            assert (await ask(f"{producer.url}/health")).json()["status"] != "ok"
 
     def test_without_a_database_events_are_taken_and_health_is_degraded(
         self, environment: dict[str, str], free_port: int
@@ -465,7 +484,9 @@ class TestBadDays:
             ("REDIS_URL", "redis://localhost:abc/0", "ort"),
             ("REDIS_URL", "redis://localhost:6379/abc", "number"),
             ("DATABASE_URL", "postgresql://u@localhost:99999/x", "ort"),
-            ("USE_REDIS_QUEUE", "false", "true"),
+            ("USE_REDIS_QUEUE", "perhaps", "boolean"),
+            ("SPOOL_MAX_BYTES", "1000", "1048576"),
+            ("SPOOL_PATH", "/", "folder"),
             ("RATE_LIMIT_LOG", "9/fortnight", "minute"),
         ],
     )
