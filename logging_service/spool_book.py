@@ -123,7 +123,7 @@ class Book:
         return cls(connection, lease_ms, clock)
 
     def check(self) -> None:
-        """Read the structure of the whole file, once: some GB a second where it is in memory."""
+        """Read the structure of the whole file, once: a few seconds for a GB that is in memory."""
         if self._is_checked:
             return
         if (fault := _sql.faults(self._connection)) != "ok":

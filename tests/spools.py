@@ -1,4 +1,4 @@
-"""Spool files for tests that need no loop: opened, emptied, copied, cut and flipped."""
+"""Spool files for tests that need no loop: opened, emptied, read by pages, copied."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ MAX_BYTES = 1 << 30
 def a_spool(
     file: Path | None, *, exclusive: bool = True, max_bytes: int = MAX_BYTES
 ) -> Iterator[SpoolFile]:
-    """Yield a spool file as the thread of a queue has it; a crash is to leave the context early."""
+    """Yield a spool file as the thread of a queue has it."""
     if file is None:
         yield SpoolFile(None, max_bytes=max_bytes, lease_seconds=30, exclusive=exclusive)
         return
