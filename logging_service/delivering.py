@@ -4,8 +4,8 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple, Self, TypeVar
 from uuid import UUID
@@ -73,6 +73,15 @@ def sort_events(delivery: Delivery, ttl_seconds: int, now: int) -> Sorted:
             received.append(moment)
     expired = len(delivery.events) - len(events) - len(dead)
     return Sorted(delivery, events, received, expired, dead)
+
+
+@contextmanager
+def _lease_may_run_out() -> Iterator[None]:
+    """Let a lease that cannot be closed run out; the store knows one that it has committed."""
+    try:
+        yield
+    except BackendUnavailable as error:
+        _log.warning("lease_not_closed", reason=str(error))
 
 
 class Limits(NamedTuple):
@@ -157,13 +166,13 @@ class Consumer:
 
     async def check(self) -> None:
         """Raise TooManyDead while nothing is stored because too much would be put aside."""
-        for reason in self._refused.values():
+        if self._refused:
+            reason = next(iter(self._refused.values()))
             raise TooManyDead(f"{reason}; {_WHAT_TO_DO}")
 
     async def let_go(self) -> None:
         """Give back what is under work, where the queue answers; the store knows what it has."""
-        deliveries = [turn.delivery for turn in self._under_work]
-        await asyncio.gather(*(self._close(one, is_settled=False) for one in deliveries))
+        await asyncio.gather(*(self._give_back(turn) for turn in list(self._under_work)))
 
     async def _work(self) -> None:
         pause = Pause("queue_unavailable", self._stopping)
@@ -179,8 +188,7 @@ class Consumer:
 
     async def _take_and_deliver(self, pause: "Pause") -> None:
         async with self._taking:
-            delivery = await self._take()
-            pause.over()
+            delivery = await self._take(pause)
             if delivery is None:
                 return
             if delivery.attempts > _MOST_ATTEMPTS:
@@ -189,13 +197,15 @@ class Consumer:
                 return
         await self._deliver(delivery, self._store_at_once)
 
-    async def _take(self) -> Delivery | None:
+    async def _take(self, pause: "Pause") -> Delivery | None:
         if self._refused:
             await self._wait_for_stop(_IDLE_WAIT_SECONDS)
             return None
         if self._stopping.is_set():
             return None
-        return await self._queue.take(self._limits.batch_size, _IDLE_WAIT_SECONDS)
+        delivery = await self._queue.take(self._limits.batch_size, _IDLE_WAIT_SECONDS)
+        pause.over()
+        return delivery
 
     async def _deliver(self, delivery: Delivery, store: Callable[[_Turn], Awaitable[None]]) -> None:
         turn = _Turn(delivery)
@@ -203,30 +213,25 @@ class Consumer:
         try:
             await store(turn)
         except _NotHere:
-            await self._close(delivery, is_settled=False)
+            await self._give_back(turn)
         except (SchemaMismatch, asyncio.CancelledError):
             # Not at once: the other worker would take it and be ended in the middle.
-            await self._close(delivery, is_settled=False, delay_seconds=_GIVEN_BACK_SECONDS)
+            await self._give_back(turn, _GIVEN_BACK_SECONDS)
             raise
         else:
-            await self._close(delivery, is_settled=True)
+            with _lease_may_run_out():
+                await self._queue.done(delivery)
+                self._done.append((time.monotonic(), delivery.lease_id))
         finally:
             self._under_work.remove(turn)
             self._accept(turn)
             self._turn_ended.set()
 
-    async def _close(
-        self, delivery: Delivery, *, is_settled: bool, delay_seconds: float = 0
-    ) -> None:
-        try:
-            if is_settled:
-                await self._queue.done(delivery)
-                self._done.append((time.monotonic(), delivery.lease_id))
-            else:
-                await self._queue.give_back(delivery, delay_seconds)
-        except BackendUnavailable as error:
-            # The lease runs out by itself; the store knows a lease that it has committed.
-            _log.warning("lease_not_closed", reason=str(error))
+    async def _give_back(self, turn: _Turn, delay_seconds: float = 0) -> None:
+        # What is lost is under work elsewhere, or free already.
+        if not turn.is_lost:
+            with _lease_may_run_out():
+                await self._queue.give_back(turn.delivery, delay_seconds)
 
     async def _store_at_once(self, turn: _Turn) -> None:
         batch, number = self._decode(turn.delivery), len(turn.delivery.events)
