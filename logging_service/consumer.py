@@ -130,7 +130,7 @@ def _on_signals(stopping: asyncio.Event, grace_seconds: float) -> None:
         stopping.set()
         last.start()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stop)
 
 

@@ -37,6 +37,8 @@ MAX_HEADER_BYTES = 16 * 1024
 HEADER_SECONDS = 10.0
 BODY_SECONDS = 30.0
 _LINGER_SECONDS = 1.0
+# At the stop: how long a request may still come on a new connection, and on one that was used.
+_NEW_SECONDS, _USED_SECONDS = 2.0, 0.1
 _SWEEP_SECONDS = 1.0
 _ENDPOINTS = {path.encode(): path for path in BODY_LIMITS}
 
@@ -98,6 +100,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _chunk = 0
     _owes_answer = False
     _header_fed = 0
+    is_ending = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the time in which the first header has to come."""
@@ -153,6 +156,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
         super().on_headers_complete()
+        if self.is_ending:
+            self.cycle.keep_alive = False
 
     def header_fits(self) -> bool:
         """Whether the header that is complete now is within the limit; refuse it if not."""
@@ -204,6 +209,27 @@ class LimitedProtocol(HttpToolsProtocol):
             return False
         self.cycle.keep_alive = False
         return True
+
+    def shutdown(self) -> None:
+        """Answer the request that is under way or on its way, and then close.
+
+        One that has not come in whole when nine tenths of the time for it are over is refused.
+        """
+        self.is_ending = True
+        if not self.is_free():
+            self.cycle.keep_alive = False
+        most = 0.9 * (self.config.timeout_graceful_shutdown or 0)
+        patience = min(most, _USED_SECONDS if self.begun else _NEW_SECONDS)
+        self.loop.call_later(patience, self._close_if_idle)
+        self.loop.call_later(most, self._refuse_if_incomplete)
+
+    def _close_if_idle(self) -> None:
+        if self.phase in _BETWEEN and not self._header_fed:
+            self.transport.close()
+
+    def _refuse_if_incomplete(self) -> None:
+        if self.phase in {_Phase.HEADER, _Phase.BODY} and not self.transport.is_closing():
+            self.refuse(TooSlow())
 
     def pause_writing(self) -> None:
         """Read no more from who does not read: the answers would pile up."""
@@ -306,7 +332,7 @@ class WriteProtocol(LimitedProtocol):
         if not self.header_fits():
             return
         headers = dict(self.headers)
-        keep_alive = self.parser.should_keep_alive()
+        keep_alive = self.parser.should_keep_alive() and not self.is_ending
         self.cycle = write = _Write(endpoint, query, headers, keep_alive=keep_alive)
         writes: WritePath = self.app_state["write_path"]
         try:

@@ -8,7 +8,7 @@ if __name__ == "__main__" and not __package__:
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -70,7 +70,7 @@ loopback address the service answers requests for that address without one, unle
 `QUERY_REQUIRE_API_KEY=true` or the request came through a proxy.
 """
 _WATCH_SECONDS = 5.0
-_START_SECONDS = 3.0
+_LET_GO_SECONDS = 0.5
 
 OpenReader = Callable[[Settings], AbstractAsyncContextManager[EventReader]]
 
@@ -267,9 +267,9 @@ def create_app(settings: Settings, opened: OpenReader = open_reader) -> RequestC
             }
             watch = asyncio.create_task(_tell_outages(reader))
             yield {**state, "keyring": keyring, "rule": rule}
+            # A database that fell silent keeps a cancelled statement waiting: leave it behind.
             watch.cancel()
-            with suppress(asyncio.CancelledError):
-                await watch
+            await asyncio.wait({watch}, timeout=_LET_GO_SECONDS)
 
     face = create_face(
         SERVICE,

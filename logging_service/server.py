@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import math
 import signal
 import socket
 import sys
@@ -14,9 +13,9 @@ from typing import Literal, NoReturn
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.supervisors import Multiprocess
 
 from logging_service.settings import Settings
+from logging_service.workers import Server, Workers, exit_on
 
 _log = structlog.get_logger()
 
@@ -65,7 +64,8 @@ def serve(
 ) -> None:
     """Serve `app` on <SERVICE>_HOST and <SERVICE>_PORT until a signal; an exit code of 0 follows.
 
-    Several workers need the import path of a factory without arguments, `module:function`.
+    Several workers need the import path of a factory without arguments, `module:function`. SIGHUP
+    replaces them one by one; one alone it ends in order, like SIGTERM.
     """
     host, port = getattr(settings, f"{service}_host"), getattr(settings, f"{service}_port")
     listener = _listen(service.upper(), host, port)
@@ -78,22 +78,19 @@ def serve(
         http=http,
         ws="none",
         lifespan="on",
-        workers=workers,
         log_config=None,
         log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
     )
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn stops gracefully and then raises the signal again for whoever had it before.
-        signal.signal(number, lambda *_: sys.exit(0))
+    exit_on(signal.SIGINT, signal.SIGTERM)
     _log.info("listening", host=host, port=port, workers=workers)
+    grace = settings.shutdown_grace_seconds
     if workers > 1:
-        Multiprocess(config, [listener]).run()
-    else:
-        uvicorn.Server(config).run([listener])
+        sys.exit(Workers(config, listener, workers, grace).run())
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    Server(config, grace).run([listener])
 
 
 class _Guest(uvicorn.Server):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import structlog
 
@@ -56,11 +56,12 @@ async def keeping_books(settings: Settings, queue: EventQueue) -> AsyncIterator[
         try:
             yield books
         finally:
+            # A database that fell silent keeps a cancelled statement waiting: leave it behind.
             keeping.cancel()
-            await asyncio.wait({keeping})
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_NOTE_SECONDS):
-                    await keeper.note()
+            await asyncio.wait({keeping}, timeout=_LAST_NOTE_SECONDS)
+            last = asyncio.create_task(keeper.note())
+            await asyncio.wait({last}, timeout=_LAST_NOTE_SECONDS)
+            last.cancel()
 
 
 @asynccontextmanager
