@@ -37,6 +37,9 @@ test: check ## every check, then every test against real servers
 bench: install ## the published figures: a table, then one line of JSON
 	@$(PY) bench/run.py
 
+chaos: install ## the crash run: make chaos MINUTES=5 SEED=1 (both optional)
+	@$(PY) chaos/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
 lock: install ## write both requirements files anew from pyproject.toml
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate --all-extras pyproject.toml -o requirements.txt
@@ -46,4 +49,4 @@ lock: install ## write both requirements files anew from pyproject.toml
 clean-data: install ## ask, stop what runs, remove DATA_DIR
 	@$(PY) -m logging_service.cli clean-data
 
-.PHONY: help install up check test bench lock clean-data
+.PHONY: help install up check test bench chaos lock clean-data

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -9,7 +10,7 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,20 +34,38 @@ _REFERENCE = "reference"
 _UNLIMITED = "999999999/second"
 
 
+_handed_out: set[int] = set()
+
+
 def unused_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that nothing listens on and that was not returned before.
+
+    It lies below the ports that the system gives to outgoing connections, or one of these would
+    have it by the time a server starts.
+    """
+    while True:
+        port = random.randrange(15_000, 32_000)  # noqa: S311 - not a secret
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((_HOST, port))
+            if port not in _handed_out:
+                _handed_out.add(port)
+                return port
 
 
 class Service:
-    """A script that serves a port; what it writes goes into a file."""
+    """A script that serves a port; what it writes goes into a file, however often it starts."""
 
-    def __init__(self, script: Path, port: int, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        script: Path,
+        port: int,
+        environment: Mapping[str, str],
+        log: Path,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.port = port
         self._script = script
+        self._arguments = arguments
         self._environment = environment
         self._log = log
         self._process: Process | None = None
@@ -60,10 +79,11 @@ class Service:
 
     async def start(self) -> None:
         """Return when the port is open."""
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 str(self._script),
+                *self._arguments,
                 env={"PATH": os.environ["PATH"], **self._environment},
                 stdin=DEVNULL,
                 stdout=log,
@@ -164,13 +184,15 @@ class Pipeline:
         await self.admin.execute("CHECKPOINT")
 
 
-def _temporary_folder() -> Path:
+def temporary_folder(purpose: str) -> Path:
+    """Return a new folder on a disk; who asked for it removes it."""
     # /tmp is memory on many systems, and this is about what lies on a disk.
     usual = None if "TMPDIR" in os.environ or not Path("/var/tmp").is_dir() else "/var/tmp"  # noqa: S108
-    return Path(tempfile.mkdtemp(prefix="logging-service-bench-", dir=usual))
+    return Path(tempfile.mkdtemp(prefix=f"logging-service-{purpose}-", dir=usual))
 
 
-def _environment(postgres: Postgres, valkey: Valkey, folder: Path, api_key: str) -> dict[str, str]:
+def environment_of(folder: Path, api_key: str) -> dict[str, str]:
+    """Return the variables of a service that keeps its files in `folder` and limits nobody."""
     # Every default is spelt out, so that no .env of the checkout has a say.
     plain = {
         name.upper(): str(field.default)
@@ -178,8 +200,6 @@ def _environment(postgres: Postgres, valkey: Valkey, folder: Path, api_key: str)
         if isinstance(field.default, int | float | str)
     }
     return plain | {
-        "DATABASE_URL": postgres.url,
-        "REDIS_URL": valkey.url,
         "DATA_DIR": str(folder),
         "API_KEY": api_key,
         "RATE_LIMIT": _UNLIMITED,
@@ -193,7 +213,7 @@ def _environment(postgres: Postgres, valkey: Valkey, folder: Path, api_key: str)
 async def a_pipeline() -> AsyncIterator[Pipeline]:
     """Yield the bundled servers with their usual settings, a producer, a consumer and the rest."""
     async with AsyncExitStack() as stack:
-        folder = _temporary_folder()
+        folder = temporary_folder("bench")
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         create(folder)
         postgres = Postgres(
@@ -209,7 +229,8 @@ async def a_pipeline() -> AsyncIterator[Pipeline]:
         await asyncio.gather(postgres.start(), valkey.start())
         reference_url = await _make_databases(postgres)
         api_key = secrets.token_urlsafe(24)
-        environment = _environment(postgres, valkey, folder, api_key)
+        servers = {"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url}
+        environment = environment_of(folder, api_key) | servers
         services = _services(environment, folder)
         for service in services:
             stack.push_async_callback(service.stop)
