@@ -15,6 +15,7 @@ from logging_service.postgres_reader import READ_SECONDS, open_postgres_reader
 from logging_service.postgres_store import open_postgres_store
 from logging_service.redis_queue import RedisQueue, open_redis_queue
 from logging_service.settings import Settings
+from logging_service.spool_folder import set_aside_in
 from logging_service.spool_queue import open_spool_queue
 
 _START_SECONDS = 3.0
@@ -61,7 +62,7 @@ async def open_write_queue(settings: Settings) -> AsyncIterator[EventQueue]:
 
 def damaged_spool_files(settings: Settings) -> int:
     """Count the spool files of this host that were set aside and wait to be salvaged."""
-    return _spools(settings).damaged_files()
+    return len(set_aside_in(settings.spool_file.parent)) if settings.spool_file else 0
 
 
 def _open_redis_queue(settings: Settings) -> AbstractAsyncContextManager[RedisQueue]:
@@ -80,6 +81,7 @@ def _open_local_queue(settings: Settings) -> AbstractAsyncContextManager[EventQu
 
 
 def _spools(settings: Settings) -> FallbackSpools:
+    assert settings.spool_file, "the settings refuse memory beside Redis"
     return FallbackSpools(settings.spool_file, settings.spool_max_bytes)
 
 

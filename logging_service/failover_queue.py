@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -54,6 +55,7 @@ class FailoverQueue:
         self._spool = spool
         self._drain_per_second = drain_per_second
         self._outage: BackendUnavailable | None = None
+        self._spool_fails = False
 
     async def put(self, events: Sequence[bytes]) -> Ack:
         """Hold `events` durably, all or none, and say where.
@@ -155,25 +157,36 @@ class FailoverQueue:
 
     async def adopt(self) -> None:
         """Empty the spools that nobody owns any more; runs until cancelled."""
+        given_up: set[Path] = set()
         while True:
             for file in self._spools.others():
                 try:
-                    async with AsyncExitStack() as stack:
-                        orphan = await self._spools.own(file, stack)
-                        while orphan and await self.drain_next(orphan):
-                            _log.info("spool_adopted", file=file.name)
+                    await self._empty(file)
                 except LoggingServiceError as error:
-                    _log.warning("spool_not_adopted", file=file.name, reason=str(error))
+                    if file not in given_up:
+                        _log.warning("spool_not_adopted", file=file.name, reason=str(error))
+                    given_up.add(file)
+                else:
+                    given_up.discard(file)
             await asyncio.sleep(_ADOPT_SECONDS)
 
-    async def drain_next(self, spool: EventQueue, wait_seconds: float = 0) -> bool:
-        """Put the oldest events of `spool` into Redis; False when it has none.
+    async def _empty(self, file: Path) -> None:
+        async with AsyncExitStack() as stack:
+            orphan = await self._spools.own(file, stack)
+            moved = 0
+            while orphan and (events := await self.drain_next(orphan)):
+                moved += events
+            if moved:
+                _log.info("spool_adopted", file=file.name, events=moved)
+
+    async def drain_next(self, spool: EventQueue, wait_seconds: float = 0) -> int:
+        """Put the oldest events of `spool` into Redis and return how many; 0 when it has none.
 
         Raises BackendUnavailable when the spool cannot be read or Redis does not take them.
         """
         delivery = await self._take_of(spool, wait_seconds)
         if delivery is None:
-            return False
+            return 0
         try:
             await self._redis.put_once(delivery)
         except BackendUnavailable as error:
@@ -184,15 +197,21 @@ class FailoverQueue:
         # A kill before this line repeats the delivery, which Redis then knows.
         await spool.done(delivery)
         await asyncio.sleep(len(delivery.events) / self._drain_per_second)
-        return True
+        return len(delivery.events)
 
     async def _take_of(self, spool: EventQueue, wait_seconds: float) -> Delivery | None:
         try:
-            return await spool.take(_DRAIN_EVENTS, wait_seconds)
+            delivery = await spool.take(_DRAIN_EVENTS, wait_seconds)
         except BackendUnavailable as error:
-            _log.warning("spool_unavailable", reason=str(error))
+            if not self._spool_fails:
+                _log.warning("spool_unavailable", reason=str(error))
+            self._spool_fails = True
             await self._probe()
             raise
+        if self._spool_fails:
+            _log.info("available_again", after="spool_unavailable")
+        self._spool_fails = False
+        return delivery
 
     async def _probe(self) -> None:
         """Ask Redis whether it is back, where no spooled delivery can tell."""

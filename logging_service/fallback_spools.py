@@ -22,13 +22,13 @@ class Spooled(NamedTuple):
 
 
 class FallbackSpools:
-    """The files beside `file`, which is the local queue's; None: events stay in memory.
+    """The files beside `file`, which is the local queue's.
 
     A file that nobody owns any more, and that of a local queue that is in use no longer, are
     orphans: whoever owns one may empty it.
     """
 
-    def __init__(self, file: Path | None, max_bytes: int) -> None:
+    def __init__(self, file: Path, max_bytes: int) -> None:
         self._file = file
         self._max_bytes = max_bytes
         self._claimed: Path | None = None
@@ -38,9 +38,7 @@ class FallbackSpools:
 
         Raises SettingsError when the folder cannot be used.
         """
-        if self._file is None:
-            return await self._enter(None, stack)
-        for file in self._slots(self._file):
+        for file in self._slots():
             if queue := await self.own(file, stack):
                 self._claimed = file
                 return queue
@@ -48,20 +46,15 @@ class FallbackSpools:
 
     async def own(self, file: Path, stack: AsyncExitStack) -> EventQueue | None:
         """Enter a spool into `stack`; None when another process owns it."""
+        opened = open_spool_queue(file, max_bytes=self._max_bytes, exclusive=True)
         try:
-            return await self._enter(file, stack)
+            return await stack.enter_async_context(opened)
         except SpoolTaken:
             return None
 
-    async def _enter(self, file: Path | None, stack: AsyncExitStack) -> EventQueue:
-        opened = open_spool_queue(file, max_bytes=self._max_bytes, exclusive=True)
-        return await stack.enter_async_context(opened)
-
     def others(self) -> list[Path]:
         """Return the files that are there and not this process's own."""
-        if self._file is None:
-            return []
-        files = (self._file, *self._slots(self._file))
+        files = (self._file, *self._slots())
         return [file for file in files if file != self._claimed and file.exists()]
 
     async def count(self) -> Spooled:
@@ -69,13 +62,6 @@ class FallbackSpools:
         counts = await asyncio.to_thread(lambda: [peek(file) for file in self.others()])
         return Spooled(sum(events for events, _ in counts), sum(damaged for _, damaged in counts))
 
-    def damaged_files(self) -> int:
-        """Count the files that were set aside and wait to be salvaged."""
-        if self._file is None:
-            return 0
-        found = self._file.parent.glob(f"{self._file.stem}*.damaged-*")
-        return sum(not file.name.endswith("-wal") for file in found)
-
-    @staticmethod
-    def _slots(file: Path) -> Iterator[Path]:
-        return (file.with_name(f"{file.stem}-fallback-{n}{file.suffix}") for n in range(_SLOTS))
+    def _slots(self) -> Iterator[Path]:
+        stem, suffix = self._file.stem, self._file.suffix
+        return (self._file.with_name(f"{stem}-fallback-{n}{suffix}") for n in range(_SLOTS))

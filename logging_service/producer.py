@@ -10,7 +10,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -84,9 +84,9 @@ DESCRIPTION = """\
 Takes events and holds them durably before it answers.
 
 `POST /log` takes one event, `POST /logs` up to 10,000. An answer of 202 means that the events are
-held: `queued` in Redis, `spooled` on this host's disk while Redis is away, `stored` in the database
-when `?wait=stored` was asked for (and `in_memory` where the operator chose that). Both need a key
-with the scope `write`, as `X-API-Key` or `Authorization: Bearer`.
+held: `queued` in Redis, `spooled` on this host's disk while Redis is away or not used, `stored` in
+the database when `?wait=stored` was asked for, `in_memory` where the operator chose that. Both need
+a key with the scope `write`, as `X-API-Key` or `Authorization: Bearer`.
 """
 
 _EVENT = {"session_id": 123, "event_type": "review_started", "payload": {"user_id": "user123"}}
@@ -137,7 +137,7 @@ class Left(msgspec.Struct):
 class QueueReport(msgspec.Struct):
     """How much waits and how long it will take; ages and times in seconds, null is not known."""
 
-    backend: str
+    backend: Literal["redis", "spool", "memory"]
     size: int
     in_flight: int
     spooled: int

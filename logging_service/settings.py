@@ -7,7 +7,14 @@ from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from logging_service.errors import SettingsError
@@ -151,7 +158,7 @@ class Settings(BaseSettings):
         default=7, ge=0, le=36_500, description="days that events are kept; 0 keeps them"
     )
     data_dir: Path = Field(
-        default=Path("data"), description="what the bundled servers and `up` keep"
+        default=Path("data"), description="spool, bundled servers and what `up` keeps"
     )
 
     consumer_batch_size: int = Field(
@@ -195,6 +202,12 @@ class Settings(BaseSettings):
             raise ValueError("it is a folder; a file is wanted, or :memory:")
         return path
 
+    @model_validator(mode="after")
+    def _memory_is_no_fallback(self) -> Self:
+        if self.use_redis_queue and self.spool_path == ":memory:":
+            raise ValueError("SPOOL_PATH=:memory: cannot be used: it needs USE_REDIS_QUEUE=false")
+        return self
+
     @property
     def data_path(self) -> Path:
         """`DATA_DIR`, absolute; a relative one is below the project's root."""
@@ -212,7 +225,7 @@ class Settings(BaseSettings):
     @property
     def queue_is_memory(self) -> bool:
         """Whether events wait in the memory of one process, which has to store them itself."""
-        return not self.use_redis_queue and self.spool_file is None
+        return self.spool_file is None
 
     @property
     def queue_url(self) -> str:
@@ -307,6 +320,8 @@ _SECRET = re.compile(r"(API_KEY|PASSWORD|URL)$")
 
 def _one_line(error: ValidationError) -> str:
     fault = error.errors()[0]
+    if not fault["loc"]:
+        return fault["msg"].removeprefix("Value error, ")
     name = "_".join(str(part) for part in fault["loc"]).upper()
     name = name.replace("RATE_LIMITS_", "RATE_LIMIT_")
     hidden = _SECRET.search(name) and not name.startswith("QUERY_REQUIRE")

@@ -38,4 +38,5 @@ async def _salvage(settings: Settings, file: Path) -> Salvaged:
 
     async with open_queue(settings) as queue:
         with progress("salvaging", size_of(file)) as advance:
-            return await salvage(file, queue, advance)
+            ttl = settings.redis_queue_ttl
+            return await salvage(file, queue, advance, ttl_seconds=ttl)

@@ -122,7 +122,7 @@ class SpoolFolder:
 
     def warnings(self) -> list[str]:
         """Say which files were set aside and wait to be salvaged, a sentence each."""
-        names = sorted({path.with_name(path.name.removesuffix(_WAL)) for path in self._set_aside()})
+        names = set_aside_in(self.file.parent)
         found = [
             f"{path.name} was set aside as damaged: run `logging-service spool salvage {path}`"
             for path in names[:_NAMED_AT_MOST]
@@ -131,16 +131,21 @@ class SpoolFolder:
             found.append(f"{len(names) - _NAMED_AT_MOST} more files were set aside as damaged")
         return found
 
-    def _set_aside(self) -> Iterator[Path]:
-        prefix = self.file.name + _DAMAGED
-        return (path for path in self.file.parent.iterdir() if path.name.startswith(prefix))
-
     def _beside(self, ending: str) -> Path:
         return _with(self.file, ending)
 
     def _file(self, ending: str) -> IO[bytes]:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         return os.fdopen(os.open(self._beside(ending), flags, 0o600), "r+b")
+
+
+def set_aside_in(folder: Path) -> list[Path]:
+    """Return the files of a folder that were set aside and wait to be salvaged.
+
+    One of which only the log is left counts too.
+    """
+    found = folder.glob(f"*{_DAMAGED}*") if folder.is_dir() else iter(())
+    return sorted({path.with_name(path.name.removesuffix(_WAL)) for path in found})
 
 
 @contextmanager

@@ -5,6 +5,7 @@ for itself.
 """
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections import deque
@@ -154,7 +155,9 @@ class SpoolQueue:
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Have a thread do what is asked for; at the end it does what was, and closes the file."""
-        thread = threading.Thread(target=self._work, name="spool", daemon=True)
+        # Its log lines say which service it works for, as all others do.
+        within = contextvars.copy_context()
+        thread = threading.Thread(target=within.run, args=(self._work,), name="spool", daemon=True)
         thread.start()
         try:
             yield

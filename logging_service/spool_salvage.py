@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from logging_service import wire
 from logging_service.errors import QueueFull
 from logging_service.ports import EventQueue
 from logging_service.spool_folder import held_for_salvage, mark_salvaged
@@ -34,8 +35,12 @@ class Salvaged(NamedTuple):
     file: Path
 
 
-async def salvage(file: Path, queue: EventQueue, advance: Callable[[int], None]) -> Salvaged:
+async def salvage(
+    file: Path, queue: EventQueue, advance: Callable[[int], None], *, ttl_seconds: int
+) -> Salvaged:
     """Put the events in `file` that are whole into `queue`, and rename the file.
+
+    One that has waited for half of `ttl_seconds` counts as received now, or it would expire.
 
     `advance` is told of each so many bytes more that were read, `size_of(file)` in all. While the
     queue is full it waits, ten minutes at the most. To do it again, also after an error half-way,
@@ -45,10 +50,16 @@ async def salvage(file: Path, queue: EventQueue, advance: Callable[[int], None])
     with held_for_salvage(file), closing(SpoolPages(file)) as pages:
         rows = events = damaged = 0
         batch = _Batch(queue)
+        now = wire.now_micros()
+        oldest = now - ttl_seconds * 500_000
         for size, found in pages.rows():
             advance(size)
             for row in found:
-                whole = [event for event in row.events if event is not None]
+                whole = [
+                    event if wire.received_at(event) > oldest else wire.received_anew(event, now)
+                    for event in row.events
+                    if event is not None
+                ]
                 await batch.add(whole)
                 rows, events, damaged = rows + 1, events + len(whole), damaged + row.damaged
         await batch.put()

@@ -7,7 +7,7 @@ without a task, a scope or a framework.
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
@@ -30,6 +30,7 @@ from logging_service.intake import (
     read_many,
     read_one,
 )
+from logging_service.ports import Ack
 from logging_service.rate_limit import RateLimiter
 from logging_service.stored_watch import StoredWatch
 from logging_service.web import problem, problem_for, request_id_from
@@ -65,17 +66,20 @@ class Answer(NamedTuple):
 Respond = Callable[[Answer], None]
 
 
-class EventTaken(msgspec.Struct):
-    """What became of an event: `queued`, `spooled`, `in_memory` or `stored`."""
+Taken = Ack | Literal["stored"]
 
-    status: str
+
+class EventTaken(msgspec.Struct):
+    """What became of an event."""
+
+    status: Taken
     event_id: str
 
 
 class BatchTaken(msgspec.Struct):
     """What became of a batch: the ids of the accepted events in order, and the refused ones."""
 
-    status: str
+    status: Taken
     accepted: int
     rejected: list[Rejection]
     event_ids: list[str]
@@ -140,7 +144,7 @@ class WritePath:
     def _put(
         self,
         events: Sequence[Encoded],
-        answer: Callable[[str], Answer],
+        answer: Callable[[Taken], Answer],
         finish: Respond,
         *,
         waits: bool,
@@ -223,12 +227,12 @@ def _first_half(high: int) -> str:
     return f"{high >> 32:08x}-{high >> 16 & 0xFFFF:04x}-{high & 0xFFFF:04x}-"
 
 
-def _single_answer(event: Encoded, status: str) -> Answer:
+def _single_answer(event: Encoded, status: Taken) -> Answer:
     body = _encode_json(EventTaken(status, _id_text(event.event_id)))
     return Answer(_TAKEN, _JSON_HEADERS, body)
 
 
-def _batch_answer(batch: Batch, status: str) -> Answer:
+def _batch_answer(batch: Batch, status: Taken) -> Answer:
     ids = [_id_text(event.event_id) for event in batch.accepted]
     body = _encode_json(BatchTaken(status, len(ids), batch.rejected, ids))
     return Answer(_PARTLY_TAKEN if batch.rejected else _TAKEN, _JSON_HEADERS, body)

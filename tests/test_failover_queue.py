@@ -175,6 +175,15 @@ async def test_what_a_dead_producer_left_is_adopted(pair: Pair, redis: Redis, fi
     adopting = asyncio.create_task(pair.queue.adopt())
     assert await all_of(redis, 5) == events
     adopting.cancel()
+    await asyncio.wait({adopting})
+
+
+async def test_a_damaged_file_is_named_whoever_it_belonged_to(pair: Pair, file: Path) -> None:
+    for name in ("queue-fallback-3.sqlite.damaged-1", "queue.sqlite.damaged-2-wal"):
+        file.with_name(name).write_bytes(b"what is left")
+    said = " ".join(await pair.queue.warnings())
+    assert "queue-fallback-3.sqlite.damaged-1 was set aside" in said
+    assert "queue.sqlite.damaged-2 was set aside" in said
 
 
 async def test_a_producer_that_starts_again_goes_on_with_its_spool(

@@ -487,6 +487,7 @@ class TestBadDays:
             ("USE_REDIS_QUEUE", "perhaps", "boolean"),
             ("SPOOL_MAX_BYTES", "1000", "1048576"),
             ("SPOOL_PATH", "/", "folder"),
+            ("SPOOL_PATH", ":memory:", "USE_REDIS_QUEUE=false"),
             ("RATE_LIMIT_LOG", "9/fortnight", "minute"),
         ],
     )

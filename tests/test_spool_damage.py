@@ -18,6 +18,7 @@ from events_made import an_event
 from projects import Project
 from spools import a_spool, copied, emptied, put, readable, set_aside
 
+from logging_service import wire
 from logging_service.errors import BackendUnavailable, SettingsError
 from logging_service.ports import EventQueue
 from logging_service.spool_book import Book
@@ -162,7 +163,7 @@ async def a_queue(file: Path, *, exclusive: bool = True) -> AsyncIterator[EventQ
 async def salvaged(file: Path) -> tuple[Salvaged, list[bytes]]:
     """Salvage a file into a queue of its own and return what came out of that."""
     async with open_spool_queue(None, max_bytes=GIB, exclusive=True) as queue:
-        result = await salvage(file, queue, lambda _: None)
+        result = await salvage(file, queue, lambda _: None, ttl_seconds=3600)
         return result, await take_all(queue)
 
 
@@ -348,16 +349,33 @@ class TestSalvage:
         async with a_queue(file) as queue:
             (aside,) = set_aside(file)
             told: list[int] = []
-            result = await salvage(aside, queue, told.append)
+            result = await salvage(aside, queue, told.append, ttl_seconds=3600)
             assert sum(told) == result.file.stat().st_size
             assert result.file.name == aside.name.replace("damaged", "salvaged")
             assert result[:-1] == (2, 1535, 0, 0, 0)
             assert await queue.warnings() == []
             assert await take_all(queue) == events
             with pytest.raises(SettingsError, match="No such file"):
-                await salvage(aside, queue, told.append)
-            again = await salvage(result.file, queue, told.append)
+                await salvage(aside, queue, told.append, ttl_seconds=3600)
+            again = await salvage(result.file, queue, told.append, ttl_seconds=3600)
             assert (again.events, again.file) == (1535, result.file)
+
+    async def test_what_waited_too_long_to_be_stored_counts_as_received_now(
+        self, file: Path
+    ) -> None:
+        now = wire.now_micros()
+        ages = (8 * 86400, 60)
+        old, fresh = (an_event(received_at=now - age * 1_000_000) for age in ages)
+        async with a_queue(file) as queue:
+            await queue.put([old, fresh])
+        overwrite(file, 0, bytes(100))
+        async with a_queue(file) as queue:
+            (aside,) = set_aside(file)
+            await salvage(aside, queue, lambda _: None, ttl_seconds=7 * 86400)
+            renewed, same = await take_all(queue)
+        assert same == fresh
+        assert wire.received_at(renewed) >= now
+        assert wire.lasting(renewed) == wire.lasting(old)
 
     async def test_what_the_log_held_behind_damage_in_it_is_found_as_well(self, file: Path) -> None:
         batches = [some_events(2) for _ in range(5)]
@@ -420,7 +438,7 @@ class TestSalvage:
         async with a_queue(file) as queue:
             await queue.put(events)
         async with open_spool_queue(None, max_bytes=GIB >> 10, exclusive=True) as small:
-            salvaging = asyncio.create_task(salvage(file, small, lambda _: None))
+            salvaging = asyncio.create_task(salvage(file, small, lambda _: None, ttl_seconds=3600))
             found: list[bytes] = []
             while len(found) < len(events):
                 found += await take_all(small)
@@ -431,7 +449,7 @@ class TestSalvage:
     async def test_a_file_that_is_in_use_is_not_salvaged(self, file: Path) -> None:
         async with a_queue(file, exclusive=False) as queue:
             with pytest.raises(SpoolTaken, match="in use"):
-                await salvage(file, queue, lambda _: None)
+                await salvage(file, queue, lambda _: None, ttl_seconds=3600)
 
     def test_the_command_puts_the_events_into_the_queue_that_the_settings_name(
         self, project: Project
