@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     rate_limit: RateText = Field(
         default="1000/minute", description="requests per API key and endpoint"
     )
+    prices_file: Path | None = Field(
+        default=None, description="the operator's own prices, TOML; they win over the list prices"
+    )
     log_ttl_days: int = Field(
         default=7, ge=0, le=36_500, description="days that events are kept; 0 keeps them"
     )
@@ -207,6 +210,14 @@ class Settings(BaseSettings):
         if self.use_redis_queue and self.spool_path == ":memory:":
             raise ValueError("SPOOL_PATH=:memory: cannot be used: it needs USE_REDIS_QUEUE=false")
         return self
+
+    @field_validator("prices_file")
+    @classmethod
+    def _there(cls, path: Path | None) -> Path | None:
+        found = path and (project_root() / path.expanduser()).resolve()
+        if found and not found.is_file():
+            raise ValueError("there is no such file")
+        return found
 
     @property
     def data_path(self) -> Path:
