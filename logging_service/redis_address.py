@@ -33,6 +33,8 @@ class Place(NamedTuple):
 class RedisAddress:
     """A server and how to enter it; with a `service`, `places` are the sentinels to ask for it.
 
+    Each sentinel is there once: a majority of them is one of different ones.
+
     With `tls`, everything is encrypted and the server has to prove its name.
     """
 
@@ -55,8 +57,10 @@ def parse_redis_url(url: str) -> RedisAddress:
     is_sentinel = service is not None
     return RedisAddress(
         places=tuple(
-            _place(place, _PORTS[parts.scheme])
-            for place in (places.split(",") if is_sentinel else [places])
+            dict.fromkeys(
+                _place(place, _PORTS[parts.scheme])
+                for place in (places.split(",") if is_sentinel else [places])
+            )
         ),
         service=service,
         database=database,

@@ -13,11 +13,18 @@ _MOMENT_SECONDS = 0.005
 
 
 class Pipe:
-    """A connection that is opened when it is needed, and again after it was lost."""
+    """A connection that is opened when it is needed, and again after it was lost.
 
-    def __init__(self, address: RedisAddress, timeout_seconds: float) -> None:
+    An answer that is arriving when the timeout ends is waited for, for `arriving_seconds` since
+    the call at the most, until no byte of it has come for the timeout.
+    """
+
+    def __init__(
+        self, address: RedisAddress, timeout_seconds: float, *, arriving_seconds: float = 0.0
+    ) -> None:
         self._address = address
         self._timeout_seconds = timeout_seconds
+        self._arriving_seconds = arriving_seconds
         self._open: Connection | None = None
         self._opening: asyncio.Task[Connection] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -29,8 +36,8 @@ class Pipe:
     async def call(self, packed: bytes, replies: int, until: float | None = None) -> list[Any]:
         """Send commands and return their replies, errors among them as they are.
 
-        Raises BackendUnavailable at `until`, by default within the timeout, connecting included;
-        what became of the commands is not known then.
+        Raises BackendUnavailable at `until`, by default within the timeout, connecting included,
+        unless the answer is arriving; what became of the commands is not known then.
         """
         until = until or self.deadline()
         connection = self._open
@@ -39,15 +46,30 @@ class Pipe:
         answered = connection.call(packed, replies)
         loop = asyncio.get_running_loop()
         # Not `asyncio.timeout`: after a busy moment it cancels a call whose answer is there.
-        watch = loop.call_at(until, self._grant_a_moment, connection, answered)
+        last = max(until, loop.time() + self._arriving_seconds)
+        watch = loop.call_at(until, self._grant_a_moment, connection, answered, last)
         try:
             return await answered
         finally:
             watch.cancel()
 
-    def _grant_a_moment(self, connection: Connection, answered: asyncio.Future[Any]) -> None:
+    def _grant_a_moment(
+        self, connection: Connection, answered: asyncio.Future[Any], last: float
+    ) -> None:
         """End the connection of a call that is late, once what has come meanwhile is read."""
-        asyncio.get_running_loop().call_later(_MOMENT_SECONDS, _give_up, connection, answered)
+        loop = asyncio.get_running_loop()
+        loop.call_later(_MOMENT_SECONDS, self._give_up, connection, answered, last)
+
+    def _give_up(self, connection: Connection, answered: asyncio.Future[Any], last: float) -> None:
+        if answered.done():
+            return
+        loop = asyncio.get_running_loop()
+        until = min(connection.heard_at + self._timeout_seconds, last)
+        if until > loop.time():
+            loop.call_at(until, self._grant_a_moment, connection, answered, last)
+        else:
+            # Later replies would be taken for those of later calls.
+            connection.end("no answer in time")
 
     def drop(self, reason: str) -> None:
         """End the connection; the next call opens another, to the server that is master then."""
@@ -106,12 +128,6 @@ class Pipe:
         if address.database:
             commands.append(pack(("SELECT", address.database)))
         return commands
-
-
-def _give_up(connection: Connection, answered: asyncio.Future[Any]) -> None:
-    if not answered.done():
-        # Later replies would be taken for those of later calls.
-        connection.end("no answer in time")
 
 
 def _look_at(opening: asyncio.Task[Connection]) -> None:

@@ -13,8 +13,8 @@ from hiredis import ReplyError
 
 from logging_service import wire
 from logging_service.errors import BackendUnavailable, QueueFull
-from logging_service.ledger import Ledger, epoch_of
-from logging_service.ports import NO_EPOCH, Ack, Delivery, QueueStatus, Tally
+from logging_service.ledger import MOST_ORIGINS, Ledger, epoch_of
+from logging_service.ports import Ack, Delivery, QueueStatus, Reserve, Tally
 from logging_service.redis_address import parse_redis_url
 from logging_service.redis_health import judge, questions
 from logging_service.redis_pipe import Pipe
@@ -27,16 +27,19 @@ _SCRIPTS = {
 }
 _CHUNK_EVENTS = 1000
 _CHUNK_BYTES = 4 * 1024 * 1024
-# One delivery fits a consumer's memory, however large its events are.
-_TAKE_BYTES = 16 * 1024 * 1024
+# One delivery fits a consumer's memory, however large its events are; over a slow line it is
+# smaller, or its lease would end before it is here.
+_LEAST_TAKE_BYTES, _FIRST_TAKE_BYTES, _MOST_TAKE_BYTES = 1 << 18, 1 << 22, 1 << 24
+_FAST_SECONDS, _SLOW_SECONDS = 2.0, 5.0
 _POLL_SECONDS = 0.02
 _RATE_SECONDS = 30
-# A delivery may be large, and nobody's answer waits for it.
 _READ_SECONDS = 2.0
+# A delivery may be large, and nobody's answer waits for it.
+_ARRIVING_SECONDS = 60.0
 _MOST_DELAY_SECONDS = 60.0
 _MOST_DRAINED = 20_000
 # Nobody's answer waits for a drain, and over a slow line it has to come to an end as well.
-_DRAINED_BYTES_A_SECOND = 4 * 1024 * 1024
+_DRAINED_BYTES_A_SECOND = 1024 * 1024
 # A full queue is asked for its length this often, and takes events again below this share.
 _FULL_SECONDS = 0.2
 _ROOM = 0.95
@@ -44,10 +47,11 @@ _MULTI, _EXEC = pack(("MULTI",)), pack(("EXEC",))
 
 
 class Pipes(NamedTuple):
-    """A connection for each use: a large delivery or a drain does not hold up a write."""
+    """A connection for each use: what is large holds up neither writes nor the leases."""
 
     writes: Pipe
     drains: Pipe
+    takes: Pipe
     reads: Pipe
 
 
@@ -66,6 +70,7 @@ class RedisQueue:
         self._pipes = pipes
         self._ledger = ledger
         self._limit = _Limit(rules.max_events)
+        self._portion = _Portion()
         self._name = name
         self._lease_ms = round(rules.lease_seconds * 1000)
         # A net for a queue that everybody left; an event's own age is the consumer's to judge.
@@ -77,6 +82,7 @@ class RedisQueue:
         self._lease_prefix = f"{{{name}}}:lease:"
         self._done = f"{{{name}}}:done"
         self._drained = f"{{{name}}}:drained"
+        self._origins = f"{{{name}}}:origins"
 
     async def put(self, events: Sequence[bytes]) -> Ack:
         """Hold `events` durably, all or none.
@@ -107,21 +113,23 @@ class RedisQueue:
     async def put_once(self, delivery: Delivery) -> Ack:
         """Hold the events of another queue's delivery like `put`; harmless when repeated.
 
-        Large deliveries may take a second for each 4 MiB beyond the timeout. A lease is known
-        again for as long as the queue keeps events, as one of the 20,000 that were put last.
+        Large deliveries may take a second for each MiB beyond the timeout. A lease is known
+        again for as long as the queue keeps events, as one of the 20,000 that were put last; the
+        tallies tell how many events came from each of the 1,000 epochs that were put last.
         """
         pipe = self._pipes.drains
         until = pipe.deadline() + sum(map(len, delivery.events)) / _DRAINED_BYTES_A_SECOND
         await self._expect_room(pipe, until)
-        keys = (self._name, self._ledger.key, self._drained)
-        rules = (str(delivery.lease_id), str(uuid.uuid4()), self._kept_seconds, _MOST_DRAINED)
+        keys = (self._name, self._ledger.key, self._drained, self._origins)
+        lease, origin = str(delivery.lease_id), str(delivery.epoch)
+        rules = (lease, str(uuid.uuid4()), self._kept_seconds, _MOST_DRAINED, origin, MOST_ORIGINS)
         packed = _script("put_once", keys, (*rules, *delivery.events))
         replies = await pipe.call(packed, 1, until)
         self._refuse_errors(replies)
         with self._understanding():
-            epoch, accepted, length = replies[0]
+            epoch, accepted, length, moved = replies[0]
             self._limit.saw(length)
-            self._ledger.told(epoch, accepted)
+            self._ledger.told_of_moves(epoch, accepted, {origin.encode(): moved})
         return "queued"
 
     async def _expect_room(self, pipe: Pipe, until: float) -> None:
@@ -146,20 +154,20 @@ class RedisQueue:
         """
         # What is acknowledged before the question is in the answer, unless the server forgot it.
         remembered = self._ledger.remembered()
-        replies = await self._ask(pack(("HMGET", self._ledger.key, "epoch", "accepted")))
+        replies = await self._ask(self._ledger.question)
         with self._understanding():
-            epoch, accepted = replies[0]
-            if epoch is None:
-                return [*remembered, Tally(NO_EPOCH, 0)]
-            self._ledger.told(epoch, int(accepted or 0))
-            present = Tally(epoch_of(epoch), int(accepted or 0))
-        return [
-            *(one for one in remembered if one.epoch != present.epoch or one > present),
-            present,
-        ]
+            return self._ledger.tallies(remembered, replies[0])
+
+    async def reserves(self) -> list[Reserve]:
+        """Return nothing: what Redis holds is in no file of this host."""
+        return []
 
     async def take(self, limit: int, wait_seconds: float) -> Delivery | None:
-        """Lease up to `limit` of the oldest events, an expired lease first; None when idle."""
+        """Lease up to `limit` of the oldest events, an expired lease first; None when idle.
+
+        A delivery that is arriving may take a minute. Raises BackendUnavailable when nothing
+        came for two seconds, or for the timeout if that is longer.
+        """
         deadline = time.monotonic() + wait_seconds
         while True:
             if delivery := await self._take(limit):
@@ -173,14 +181,20 @@ class RedisQueue:
         lease, epoch = str(uuid.uuid4()), str(uuid.uuid4())
         furthest_ms = max(self._lease_ms, round(_MOST_DELAY_SECONDS * 1000))
         keys = (self._name, self._leases, self._attempts, self._ledger.key)
-        sizes = (self._lease_ms, limit, _TAKE_BYTES)
-        replies = await self._ask(
-            _script("take", keys, (lease, *sizes, self._lease_prefix, epoch, furthest_ms))
-        )
+        sizes = (self._lease_ms, limit, self._portion.bytes)
+        packed = _script("take", keys, (lease, *sizes, self._lease_prefix, epoch, furthest_ms))
+        begun = time.monotonic()
+        try:
+            replies = await self._pipes.takes.call(packed, 1)
+        except BackendUnavailable:
+            self._portion.halve()
+            raise
+        self._refuse_errors(replies)
         with self._understanding():
             if not replies[0]:
                 return None
             lease_id, attempts, events, present = replies[0]
+            self._portion.came(sum(map(len, events)), time.monotonic() - begun)
             return Delivery(UUID(lease_id.decode()), events, attempts, epoch_of(present))
 
     async def done(self, delivery: Delivery) -> None:
@@ -285,6 +299,24 @@ class _Limit:
             raise QueueFull(f"the queue is full: {self.max_events} events wait")
 
 
+class _Portion:
+    """Knows how many bytes to take at once: as many as come in a few seconds."""
+
+    def __init__(self) -> None:
+        self.bytes = _FIRST_TAKE_BYTES
+
+    def halve(self) -> None:
+        """Ask for less, after a delivery that came late or not at all."""
+        self.bytes = max(_LEAST_TAKE_BYTES, self.bytes // 2)
+
+    def came(self, size: int, seconds: float) -> None:
+        """Learn from a delivery of `size` bytes how fast the line is."""
+        if seconds > _SLOW_SECONDS:
+            self.halve()
+        elif seconds < _FAST_SECONDS and size >= self.bytes // 2:
+            self.bytes = min(_MOST_TAKE_BYTES, 2 * self.bytes)
+
+
 def _script(name: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> bytes:
     # Its text, not its hash: nothing has to be mended when the server forgot the script.
     return pack(("EVAL", _SCRIPTS[name], len(keys), *keys, *arguments))
@@ -320,13 +352,15 @@ async def open_redis_queue(
 ) -> AsyncIterator[RedisQueue]:
     """Yield the queue `name` of the server that `url` leads to; it connects when first used.
 
-    Writes are answered within `timeout_ms`, the rest within two seconds or that time.
+    Writes are answered within `timeout_ms`, the rest within two seconds or that time; only a
+    delivery that is arriving may take longer.
     """
     address, seconds = parse_redis_url(url), timeout_ms / 1000
     ledger = Ledger(f"{{{name}}}:ledger")
     pipes = Pipes(
         writes=Pipe(address, seconds),
         drains=Pipe(address, seconds),
+        takes=Pipe(address, max(_READ_SECONDS, seconds), arriving_seconds=_ARRIVING_SECONDS),
         reads=Pipe(address, max(_READ_SECONDS, seconds)),
     )
     try:

@@ -32,6 +32,8 @@ class Connection(asyncio.Protocol):
         self._unparsed = 0
         self._calls: deque[_Call] = deque()
         self._transport: asyncio.Transport | None = None
+        # When the last bytes came, by the loop's time.
+        self.heard_at = 0.0
 
     @property
     def is_closed(self) -> bool:
@@ -41,6 +43,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way out."""
         self._transport = cast("asyncio.Transport", transport)
+        self.heard_at = asyncio.get_running_loop().time()
 
     def call(self, packed: bytes, replies: int) -> "asyncio.Future[list[Any]]":
         """Send commands and return their replies, errors among them as they are.
@@ -59,6 +62,7 @@ class Connection(asyncio.Protocol):
         """Give each reply to the call that waits for it."""
         if self.is_closed:
             return
+        self.heard_at = asyncio.get_running_loop().time()
         try:
             self._parser.feed(data)
             self._unparsed += len(data)

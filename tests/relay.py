@@ -12,6 +12,7 @@ class Relay:
 
     These can be changed at any time:
     `delay_seconds`: what every piece waits on its way, in both directions.
+    `bytes_a_second`: how much passes in each direction of each connection; None is no limit.
     `is_half_open`: nothing is passed on, nothing is closed.
     `loses_answers`: what the client sends arrives, what the server answers does not.
     `answer_bytes`: after so many bytes of answers all connections are reset; None is never.
@@ -22,6 +23,7 @@ class Relay:
         self.port = 0
         self.connections = 0
         self.delay_seconds = 0.0
+        self.bytes_a_second: int | None = None
         self.is_half_open = False
         self.loses_answers = False
         self.answer_bytes: int | None = None
@@ -81,6 +83,8 @@ class Relay:
         with suppress(OSError):
             while data := await reader.read(65536):
                 await asyncio.sleep(self.delay_seconds)
+                if self.bytes_a_second:
+                    await asyncio.sleep(len(data) / self.bytes_a_second)
                 if is_answer and doomed.is_set():
                     break
                 if not is_answer and self.last_words and self.last_words in data:

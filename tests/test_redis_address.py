@@ -23,6 +23,11 @@ from logging_service.redis_address import Place, parse_redis_url
             [("one", 26379), ("two", 26380), ("::1", 26379)],
             0,
         ),
+        (
+            "redis+sentinel://one,two,ONE:26379,one:26380/m",
+            [("one", 26379), ("two", 26379), ("one", 26380)],
+            0,
+        ),
         ("redis+sentinel://one:5000/my%2Fmaster/7", [("one", 5000)], 7),
     ],
 )

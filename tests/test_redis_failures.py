@@ -7,7 +7,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,15 +21,19 @@ from servers import a_redis, unused_port
 from logging_service.data_folder import create
 from logging_service.embedded import Valkey
 from logging_service.errors import BackendUnavailable
+from logging_service.redis_address import parse_redis_url
+from logging_service.redis_pipe import Pipe
 from logging_service.redis_queue import RedisQueue, open_redis_queue
 
 # No call takes longer than two seconds; the rest is for a machine that is busy.
 BOUND_SECONDS = 10
 
 
-def opened(url: str, timeout_ms: int = 250) -> AbstractAsyncContextManager[RedisQueue]:
+def opened(
+    url: str, timeout_ms: int = 250, lease_seconds: float = 0.2
+) -> AbstractAsyncContextManager[RedisQueue]:
     return open_redis_queue(
-        url, name="log_queue", ttl_seconds=60, timeout_ms=timeout_ms, lease_seconds=0.2
+        url, name="log_queue", ttl_seconds=60, timeout_ms=timeout_ms, lease_seconds=lease_seconds
     )
 
 
@@ -164,7 +168,7 @@ class TestSilence:
                 assert (await queue.status()).size in {5 + size, 7 + size}
                 await asyncio.sleep(0.03)
             # What was sent in time was done all the same; the count says so as well.
-            ((_, accepted),) = await queue.tallies()
+            ((_, accepted, _),) = await queue.tallies()
             assert accepted == (await queue.status()).size
 
     async def test_a_caller_who_gives_up_leaves_the_others_their_answers(
@@ -222,6 +226,113 @@ class TestSilence:
             assert relay.connections == 1
 
 
+@asynccontextmanager
+async def trickling() -> AsyncIterator[str]:
+    """Yield the URL of something whose one answer comes a byte at a time and never ends."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            await reader.read(65536)
+            writer.write(b"$1000000\r\n")
+            while not writer.is_closing():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+
+
+class TestSlowLines:
+    async def test_a_delivery_that_takes_longer_than_the_timeout_is_taken_whole(
+        self, redis_url: str, redis: Redis
+    ) -> None:
+        async with before(redis_url) as (relay, through), opened(through, 250, 60) as queue:
+            await queue.put([an_event()])
+            held = await queue.take(1, 0)
+            assert held is not None
+            lease = str(held.lease_id)
+            large = [an_event(payload={"text": "x" * 250_000}) for _ in range(12)]
+            await redis.rpush("log_queue", *large)
+            relay.bytes_a_second = 1_000_000
+            taking = asyncio.create_task(queue.take(100, 0))
+            while await redis.llen("log_queue"):
+                await asyncio.sleep(0.01)
+            until = await redis.zscore("{log_queue}:leases", lease) or 0.0
+            await asyncio.sleep(0.01)
+            await queue.extend(held)
+            assert (await redis.zscore("{log_queue}:leases", lease) or 0.0) > until
+            assert (await queue.status()).in_flight == 13
+            assert not taking.done()
+            delivery = await taking
+            assert delivery is not None
+            assert (delivery.events, delivery.attempts) == (large, 1)
+            assert relay.connections == 3
+
+    async def test_a_delivery_that_ceases_to_arrive_is_given_up_and_comes_again(
+        self, redis_url: str, redis: Redis
+    ) -> None:
+        async with before(redis_url) as (relay, through), opened(through) as queue:
+            large = [an_event(payload={"text": "x" * 250_000}) for _ in range(12)]
+            await redis.rpush("log_queue", *large)
+            relay.bytes_a_second = 1_000_000
+            taking = asyncio.create_task(queue.take(100, 0))
+            while await redis.llen("log_queue"):
+                await asyncio.sleep(0.01)
+            # A part is here by then.
+            await asyncio.sleep(0.3)
+            relay.is_half_open = True
+            async with asyncio.timeout(BOUND_SECONDS):
+                with pytest.raises(BackendUnavailable, match="in time"):
+                    await taking
+            relay.is_half_open, relay.bytes_a_second = False, None
+            delivery = await queue.take(100, 2)
+            assert delivery is not None
+            assert (delivery.events, delivery.attempts) == (large, 2)
+
+    async def test_after_a_take_that_failed_less_is_asked_for_and_then_more_again(
+        self, redis_url: str, redis: Redis
+    ) -> None:
+        async with before(redis_url) as (relay, through), opened(through, 250, 60) as queue:
+            relay.is_half_open = True
+            with pytest.raises(BackendUnavailable):
+                await queue.take(100, 0)
+            relay.is_half_open = False
+            event = an_event(payload={"text": "x" * 200_000})
+            for _ in range(10):
+                await redis.rpush("log_queue", *[event] * 10)
+            taken: list[int] = []
+            while delivery := await queue.take(1000, 0):
+                taken.append(len(delivery.events))
+            assert sum(taken) == 100
+            # 2 MiB, 4 MiB, 8 MiB and the rest, each with the event that exceeds it.
+            assert taken == [11, 21, 42, 26]
+
+    async def test_an_answer_that_trickles_is_given_up_in_the_end(self) -> None:
+        async with trickling() as url, asyncio.timeout(BOUND_SECONDS):
+            pipe = Pipe(parse_redis_url(url), 0.1, arriving_seconds=0.5)
+            with pytest.raises(BackendUnavailable, match="in time"):
+                await pipe.call(b"PING\r\n", 1)
+            pipe.close()
+
+    async def test_a_write_and_a_question_wait_for_no_answer_that_trickles(self) -> None:
+        async with trickling() as url, opened(url) as queue, asyncio.timeout(BOUND_SECONDS):
+            for call in (queue.put([an_event()]), queue.put_once(a_delivery()), queue.status()):
+                with pytest.raises(BackendUnavailable, match="in time"):
+                    await call
+
+    async def test_a_drain_over_a_line_that_takes_a_second_for_two_mib_comes_to_an_end(
+        self, redis_url: str, redis: Redis
+    ) -> None:
+        async with before(redis_url) as (relay, through), opened(through) as queue:
+            relay.bytes_a_second = 2 * 1024 * 1024
+            event = an_event(payload={"text": "x" * 200_000})
+            assert await queue.put_once(a_delivery(*[event] * 40)) == "queued"
+            assert await redis.llen("log_queue") == 40
+
+
 class TestBreaks:
     async def test_a_server_that_resets_is_unavailable_until_it_is_back(
         self, redis_url: str
@@ -265,7 +376,7 @@ class TestBreaks:
             relay.loses_answers = False
             await queue.put_once(delivery)
             assert await redis.llen("log_queue") == 2
-            ((_, accepted),) = await queue.tallies()
+            ((_, accepted, _),) = await queue.tallies()
             assert accepted == 2
 
     async def test_a_delivery_whose_answer_is_lost_comes_again(self, redis_url: str) -> None:
@@ -421,7 +532,7 @@ class TestRefusals:
             assert rest is not None
             assert again.events + rest.events == held
             await queue.done(rest)
-            ((_, accepted),) = await queue.tallies()
+            ((_, accepted, _),) = await queue.tallies()
             assert accepted == 10
         finally:
             await admin.config_set("maxmemory", "0")

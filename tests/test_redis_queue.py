@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from events_made import a_delivery, an_event
 from redis.asyncio import Redis
 
 from logging_service.errors import BackendUnavailable, QueueFull
-from logging_service.ports import NO_EPOCH, Delivery, EventQueue, Tally
+from logging_service.ports import NO_EPOCH, Delivery, EventQueue, Move, Tally
 from logging_service.redis_queue import RedisQueue, open_redis_queue
 
 LEDGER = "{log_queue}:ledger"
+SPOOL, OTHER_SPOOL = uuid.UUID(int=1), uuid.UUID(int=2)
 
 
 def opened(url: str, **changes: Any) -> AbstractAsyncContextManager[RedisQueue]:
@@ -279,6 +281,80 @@ class TestPutOnce:
         await redis.flushdb()
         await queue.put_once(delivery)
         assert (await take(queue)).events == delivery.events
+
+
+class TestMoves:
+    async def test_what_came_from_where_is_counted_once_with_its_events(
+        self, queue: RedisQueue, redis_url: str
+    ) -> None:
+        await queue.put([an_event()])
+        deliveries = [from_a_spool(SPOOL, 3), from_a_spool(SPOOL, 2), from_a_spool(OTHER_SPOOL, 4)]
+        for delivery in (*deliveries, *deliveries):
+            await queue.put_once(delivery)
+        (present,) = await queue.tallies()
+        assert (present.accepted, present.moves) == (10, (Move(SPOOL, 5), Move(OTHER_SPOOL, 4)))
+        async with opened(redis_url) as other:
+            assert await other.tallies() == [present]
+
+    async def test_an_epoch_that_is_over_keeps_what_came_into_it(
+        self, queue: RedisQueue, redis: Redis
+    ) -> None:
+        await queue.put_once(from_a_spool(SPOOL, 3))
+        await redis.flushdb()
+        await queue.put_once(from_a_spool(SPOOL, 2))
+        ended, present = await queue.tallies()
+        assert (ended.moves, present.moves) == ((Move(SPOOL, 3),), (Move(SPOOL, 2),))
+
+    async def test_what_a_server_forgot_of_it_is_told_as_it_was_acknowledged(
+        self, queue: RedisQueue, redis: Redis
+    ) -> None:
+        await queue.put_once(from_a_spool(SPOOL, 3))
+        await redis.hset(LEDGER, str(SPOOL), "1")
+        remembered, present = await queue.tallies()
+        assert remembered.epoch == present.epoch
+        assert (remembered.moves, present.moves) == ((Move(SPOOL, 3),), (Move(SPOOL, 1),))
+
+    async def test_it_counts_for_the_thousand_origins_of_which_events_came_last(
+        self, queue: RedisQueue, redis: Redis
+    ) -> None:
+        now, _ = await redis.time()
+        many = {str(uuid.UUID(int=n)): now - n for n in range(1000, 2000)}
+        await redis.zadd("{log_queue}:origins", many)
+        await redis.hset(LEDGER, mapping=dict.fromkeys(many, 1))
+        await queue.put_once(from_a_spool(SPOOL, 3))
+        (present,) = await queue.tallies()
+        assert len(present.moves) == 1000
+        counted = dict(present.moves)
+        assert counted[SPOOL] == 3
+        assert uuid.UUID(int=1999) not in counted
+        assert await redis.zcard("{log_queue}:origins") == 1000
+
+    @pytest.mark.parametrize("origin", [NO_EPOCH, SPOOL])
+    async def test_what_cannot_be_an_epoch_is_not_told(
+        self, queue: RedisQueue, redis: Redis, origin: uuid.UUID
+    ) -> None:
+        await redis.hset(LEDGER, mapping={"somebody": "was here", "": "7"})
+        await queue.put_once(from_a_spool(origin, 3))
+        for _ in range(2):
+            (present,) = await queue.tallies()
+            assert present.moves == ((Move(origin, 3),) if origin != NO_EPOCH else ())
+
+    @pytest.mark.parametrize("key", [LEDGER, "{log_queue}:origins"])
+    async def test_a_count_that_somebody_spoilt_pushes_and_counts_nothing(
+        self, queue: RedisQueue, redis: Redis, key: str
+    ) -> None:
+        if key == LEDGER:
+            await redis.hset(LEDGER, str(SPOOL), "no number")
+        else:
+            await redis.set(key, "no set")
+        with pytest.raises(BackendUnavailable):
+            await queue.put_once(from_a_spool(SPOOL, 3))
+        assert await redis.llen("log_queue") == 0
+        assert await redis.hget(LEDGER, "accepted") is None
+
+
+def from_a_spool(epoch: uuid.UUID, events: int) -> Delivery:
+    return replace(a_delivery(*(an_event() for _ in range(events))), epoch=epoch)
 
 
 class TestLimit:
