@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple, Self, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 
 from logging_service import metrics, wire
+from logging_service.books import Books
 from logging_service.errors import (
     BackendUnavailable,
     LoggingServiceError,
@@ -20,12 +21,11 @@ from logging_service.errors import (
     TooManyDead,
 )
 from logging_service.ports import (
-    Appended,
-    Books,
     DeadLetter,
     Delivery,
     EventQueue,
     EventStore,
+    Outcome,
     Sorted,
 )
 from logging_service.recent_events import RecentEvents
@@ -33,7 +33,7 @@ from logging_service.settings import Settings
 from logging_service.trials import Trials
 
 _log = structlog.get_logger()
-_Outcome = TypeVar("_Outcome")
+_Result = TypeVar("_Result")
 
 # Two: one delivery is taken and decoded while the other's transaction commits.
 _WORKERS = 2
@@ -43,8 +43,9 @@ _EXTEND_SECONDS = 10.0
 _RENEWED_SECONDS = 25.0
 _PREPARE_SECONDS = 3600.0
 _LONGEST_PAUSE_SECONDS = 5.0
-# A delivery that comes again after so many attempts may have ended its consumer each time.
-_MOST_ATTEMPTS = 5
+# A delivery that more consumers began, and did not end, may have ended each of them.
+_MOST_BEGUN = 5
+_RELEASE_SECONDS = 1.0
 _STOPPED_SECONDS = 30.0
 _GIVEN_BACK_SECONDS = 1.0
 _SETTLE_SECONDS = 5.0
@@ -101,8 +102,13 @@ class Limits(NamedTuple):
         )
 
 
-class _NotHere(Exception):
+class _NotHere(LoggingServiceError):
     """The delivery is not settled, and shall not be here and now."""
+
+
+def _now() -> float:
+    # Leases run out while this machine sleeps, and so has this clock to go on.
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class _Turn:
@@ -110,16 +116,24 @@ class _Turn:
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
-        self._renewed_at = time.monotonic()
+        self.run = uuid4()
+        self._renewed_at = _now()
 
     @property
     def is_lost(self) -> bool:
         """Whether the lease may have run out meanwhile; then it stays so."""
-        return time.monotonic() - self._renewed_at > _RENEWED_SECONDS
+        return _now() - self._renewed_at > _RENEWED_SECONDS
+
+    def confirm(self) -> None:
+        """Raise _NotHere when the lease may be another's."""
+        if self.is_lost:
+            # Whoever has it now may have stored it so long ago that the store forgot the lease.
+            _log.warning("lease_lost", lease_id=str(self.delivery.lease_id))
+            raise _NotHere
 
     async def renew(self, queue: EventQueue) -> None:
         """Begin the lease's time anew, unless it is lost."""
-        began = time.monotonic()
+        began = _now()
         if not self.is_lost:
             await queue.extend(self.delivery)
             self._renewed_at = began
@@ -145,6 +159,7 @@ class Consumer:
         self._books = books
         self._limits = limits
         self._taking = asyncio.Lock()
+        self._is_trying = False
         self._stopping = stopping
         self._under_work: set[_Turn] = set()
         self._turn_ended = asyncio.Event()
@@ -189,13 +204,8 @@ class Consumer:
     async def _take_and_deliver(self, pause: "Pause") -> None:
         async with self._taking:
             delivery = await self._take(pause)
-            if delivery is None:
-                return
-            if delivery.attempts > _MOST_ATTEMPTS:
-                # Still alone at the queue: whatever ends the process then is this delivery.
-                await self._deliver(delivery, self._store_one_by_one)
-                return
-        await self._deliver(delivery, self._store_at_once)
+        if delivery is not None:
+            await self._deliver(delivery)
 
     async def _take(self, pause: "Pause") -> Delivery | None:
         if self._refused:
@@ -207,11 +217,11 @@ class Consumer:
         pause.over()
         return delivery
 
-    async def _deliver(self, delivery: Delivery, store: Callable[[_Turn], Awaitable[None]]) -> None:
+    async def _deliver(self, delivery: Delivery) -> None:
         turn = _Turn(delivery)
         self._under_work.add(turn)
         try:
-            await store(turn)
+            await self._begin_and_store(turn)
         except _NotHere:
             await self._give_back(turn)
         except (SchemaMismatch, asyncio.CancelledError):
@@ -232,18 +242,44 @@ class Consumer:
         if not turn.is_lost:
             with _lease_may_run_out():
                 await self._queue.give_back(turn.delivery, delay_seconds)
+        if turn.delivery.attempts > 1:
+            # Not to hold up a stop: one death too many is no proof, six are.
+            await asyncio.wait({asyncio.create_task(self._release(turn))}, timeout=_RELEASE_SECONDS)
+
+    async def _release(self, turn: _Turn) -> None:
+        with suppress(LoggingServiceError):
+            await self._store.release_delivery(turn.delivery, turn.run)
+
+    async def _begin_and_store(self, turn: _Turn) -> None:
+        begun = 0
+        if turn.delivery.attempts > 1:
+            begun = await self._persist(
+                turn, lambda: self._store.begin_delivery(turn.delivery, turn.run)
+            )
+        if begun <= _MOST_BEGUN:
+            await self._store_at_once(turn)
+            return
+        if self._is_trying:
+            raise _NotHere
+        self._is_trying = True
+        try:
+            # Alone at the queue: whatever ends the process then is this delivery.
+            async with self._taking:
+                await self._store_one_by_one(turn)
+        finally:
+            self._is_trying = False
 
     async def _store_at_once(self, turn: _Turn) -> None:
         batch, number = self._decode(turn.delivery), len(turn.delivery.events)
 
-        async def store() -> Appended:
+        async def store() -> Outcome:
             nonlocal batch
             asked = batch
             # Whether that transaction was committed may not be known: ask before the next.
             again = replace(batch.delivery, attempts=batch.delivery.attempts + 1)
             batch = replace(batch, delivery=again)
             with metrics.CONSUMER_BATCH.time():
-                return await self._store.append(asked, self._recent.most_dead(number))
+                return await self._store.append(asked, self._recent.most_dead(number), turn.confirm)
 
         self._count(batch, await self._persist(turn, store))
 
@@ -254,7 +290,7 @@ class Consumer:
         while len(self._under_work) > 1:
             self._turn_ended.clear()
             await self._turn_ended.wait()
-        trials = Trials(self._store, delivery, self._decode)
+        trials = Trials(self._store, delivery, self._decode, turn.confirm)
         while settled := await self._persist(
             turn, lambda: trials.settle_next(self._recent.most_dead(1))
         ):
@@ -265,14 +301,11 @@ class Consumer:
     def _decode(self, delivery: Delivery) -> Sorted:
         return sort_events(delivery, self._limits.ttl_seconds, wire.now_micros())
 
-    async def _persist(self, turn: _Turn, store: Callable[[], Awaitable[_Outcome]]) -> _Outcome:
+    async def _persist(self, turn: _Turn, store: Callable[[], Awaitable[_Result]]) -> _Result:
         """Return what `store` returns, in the end, or raise _NotHere; a stop lets it try once."""
         pause = Pause("database_unavailable", self._stopping)
         while True:
-            if turn.is_lost:
-                # Whoever has it now may have stored it so long ago that the store forgot the lease.
-                _log.warning("lease_lost", lease_id=str(turn.delivery.lease_id))
-                raise _NotHere
+            turn.confirm()
             try:
                 outcome = await store()
             except BackendUnavailable as error:
@@ -298,8 +331,9 @@ class Consumer:
             metrics.CONSUMER_STOPPED.set(0)
             _log.info("consumer_goes_on")
 
-    def _count(self, batch: Sorted, appended: Appended) -> None:
-        self._recent.note(sum(appended), appended.dead_lettered)
+    def _count(self, batch: Sorted, appended: Outcome) -> None:
+        conflicts = appended.conflicts
+        self._recent.note(sum(appended) - conflicts, appended.dead_lettered - conflicts)
         metrics.EVENTS_STORED.inc(appended.stored)
         metrics.EVENTS_DUPLICATE.inc(appended.duplicates)
         metrics.EVENTS_DEAD_LETTERED.inc(appended.dead_lettered)

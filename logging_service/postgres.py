@@ -10,8 +10,14 @@ from logging_service.errors import BackendUnavailable, SchemaMismatch, SchemaToo
 SQL_STATE_SCHEMA = "42"
 # SQLSTATE classes that are the event's own fault: data, integrity, limits.
 EVENT_CLASSES = frozenset({"22", "23", "54"})
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0005"
 _CHECK_SECONDS = 1.0
+# A default that answers before the commit is on disk, or on the standby that is to have it, is
+# raised; the others are the operator's choice.
+_DURABLE = """
+SELECT set_config('synchronous_commit', 'on', false)
+ WHERE current_setting('synchronous_commit') NOT IN ('remote_write', 'remote_apply');
+"""
 
 
 @contextmanager
@@ -48,15 +54,20 @@ async def open_pool(
     name: str,
     statement_timeout_ms: int = 0,
     command_seconds: float = 60,
+    durable: bool = False,
 ) -> AsyncIterator[asyncpg.Pool]:
-    """Yield a pool that connects when it is first used; `name` shows in `pg_stat_activity`."""
+    """Yield a pool that connects when it is first used; `name` shows in `pg_stat_activity`.
+
+    With `durable` a commit is on the server's disk, whatever the database's default.
+    """
     pool = asyncpg.create_pool(
         url,
         min_size=0,
         max_size=connections,
         timeout=5,
         command_timeout=command_seconds,
-        init=_json_as_bytes,
+        init=_prepare_durable if durable else _json_as_bytes,
+        connection_class=_DurableConnection if durable else asyncpg.Connection,
         server_settings={
             "application_name": name,
             "timezone": "UTC",
@@ -75,6 +86,17 @@ async def _json_as_bytes(connection: asyncpg.Connection) -> None:
     await connection.set_type_codec(
         "json", schema="pg_catalog", encoder=bytes, decoder=bytes, format="binary"
     )
+
+
+class _DurableConnection(asyncpg.Connection):  # type: ignore[misc]
+    def get_reset_query(self) -> str:
+        # The pool resets every setting when a connection comes back.
+        return f"{super().get_reset_query()}\n{_DURABLE}"
+
+
+async def _prepare_durable(connection: asyncpg.Connection) -> None:
+    await _json_as_bytes(connection)
+    await connection.execute(_DURABLE)
 
 
 async def schema_revision(connection: asyncpg.Connection) -> str | None:

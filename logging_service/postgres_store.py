@@ -1,6 +1,6 @@
 """The store in PostgreSQL: each delivery is one transaction, each event one row."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
@@ -16,7 +16,7 @@ import structlog
 from logging_service import wire
 from logging_service.dead_letters import CRASH, event_type_of, letter_digest
 from logging_service.errors import BackendUnavailable, TooManyDead
-from logging_service.ports import Appended, DeadLetter, Delivery, Sorted, Trial
+from logging_service.ports import DeadLetter, Delivery, Outcome, Sorted, Trial
 from logging_service.postgres import EVENT_CLASSES, check_schema, open_pool, said, weather
 
 _SQL = Path(__file__).parent / "sql"
@@ -28,6 +28,7 @@ _log = structlog.get_logger()
 _COMMAND_SECONDS = 30
 _CONNECT_SECONDS = 5
 _DAYS_AHEAD = 7
+_CONFLICT = "conflict"
 _COPY_BEGIN = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _COPY_END = b"\xff\xff"
 
@@ -56,28 +57,49 @@ class PostgresStore:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def append(self, batch: Sorted, most_dead: int | None = None) -> Appended:
+    async def append(
+        self,
+        batch: Sorted,
+        most_dead: int | None = None,
+        confirm: Callable[[], None] | None = None,
+    ) -> Outcome:
         """Store a delivery in one transaction; a lease that was committed before counts nothing.
 
         A batch with a place is counted with its delivery's trials, once. Raises TooManyDead, with
-        nothing stored, where more than `most_dead` events cannot be; BackendUnavailable when it
-        is not known whether the transaction was committed, SchemaMismatch when the schema does
-        not fit this release.
+        nothing stored, where more than `most_dead` events cannot be, conflicts aside;
+        BackendUnavailable when it is not known whether the transaction was committed,
+        SchemaMismatch when the schema does not fit this release; and what `confirm` raises, with
+        nothing stored: it is called last before the commit.
         """
-        try:
-            async with self._connection() as connection:
-                return await self._append(connection, batch, most_dead)
-        except _LeaseTaken:
-            return Appended(0, 0, 0, 0)
+        async with self._connection() as connection:
+            try:
+                return await self._append(connection, batch, most_dead, confirm or _is_confirmed)
+            except _LeaseTaken:
+                if batch.place is None:
+                    await _trials.drop_trials(connection, lease_id=batch.delivery.lease_id)
+                return Outcome(0, 0, 0, 0)
+
+    async def begin_delivery(self, delivery: Delivery, run: UUID) -> int:
+        """Commit that `run` begins the delivery, and count the runs that began and did not end.
+
+        0 when the lease was committed before. Raises like `append`.
+        """
+        lease_id = delivery.lease_id
+        async with self._connection() as connection:
+            begun: int = await _trials.begin_delivery(connection, lease_id=lease_id, run=run)
+            return 0 if await _is_over(connection, lease_id) else begun
+
+    async def release_delivery(self, delivery: Delivery, run: UUID) -> None:
+        """Take back what `begin_delivery` counted: `run` ended the delivery in order."""
+        async with self._connection() as connection:
+            await _trials.release_delivery(connection, lease_id=delivery.lease_id, run=run)
 
     async def begin_trial(self, delivery: Delivery, run: UUID) -> Trial | None:
         """Commit that `run` tries the next event; None when the lease was committed before."""
         lease_id = delivery.lease_id
         async with self._connection() as connection:
             row = await _trials.begin_trial(connection, lease_id=lease_id, run=run)
-            # Only now: who committed the lease may have removed the row that ours replaces.
-            if await _sql.lease_committed(connection, lease_id=lease_id):
-                await _trials.drop_trials(connection, lease_id=lease_id)
+            if await _is_over(connection, lease_id):
                 return None
             return Trial(row["place"], row["tries"])
 
@@ -115,8 +137,12 @@ class PostgresStore:
             raise
 
     async def _append(
-        self, connection: asyncpg.Connection, batch: Sorted, most_dead: int | None
-    ) -> Appended:
+        self,
+        connection: asyncpg.Connection,
+        batch: Sorted,
+        most_dead: int | None,
+        confirm: Callable[[], None],
+    ) -> Outcome:
         # An aborted COPY leaves its rows as dead space: where duplicates are likely, the batch
         # goes through the staging table at once.
         directly = batch.delivery.attempts == 1 or batch.place is not None
@@ -125,9 +151,10 @@ class PostgresStore:
             dead = _Dead(batch, most_dead)
             try:
                 async with connection.transaction():
-                    if directly:
-                        return await _append_directly(connection, batch, dead)
-                    return await _append_staged(connection, batch, dead)
+                    append = _append_directly if directly else _append_staged
+                    outcome = await append(connection, batch, dead)
+                    confirm()
+                    return outcome
             except asyncpg.PostgresError as error:
                 if _lacks_a_day(error) and not days_made:
                     await _make_days(connection, wire.days_of(batch.events))
@@ -169,12 +196,17 @@ class PostgresStore:
 
 
 class _Dead:
-    """The dead letters of a batch, so far; raises TooManyDead for one too many."""
+    """The dead letters of a batch, so far; raises TooManyDead for one too many.
+
+    A conflict is never too many: whoever may send events could stop the consumer with them.
+    """
 
     def __init__(self, batch: Sorted, most: int | None) -> None:
         self.letters: list[DeadLetter] = []
         self._batch = batch
         self._most = most
+        self._blamed: DeadLetter | None = None
+        self.conflicts = 0
 
     def add(self, event: bytes, reason: str, detail: str, sqlstate: str | None = None) -> None:
         """Put an event aside."""
@@ -184,21 +216,48 @@ class _Dead:
     def add_all(self, letters: Sequence[DeadLetter]) -> None:
         """Put events aside."""
         self.letters.extend(letters)
-        if self._most is not None and len(self.letters) > self._most:
-            first = self.letters[0]
-            raise TooManyDead(f"too many events cannot be stored ({first.reason}: {first.detail})")
+        for letter in letters:
+            if letter.reason == _CONFLICT:
+                self.conflicts += 1
+            elif self._blamed is None:
+                self._blamed = letter
+        if self._most is None or self._blamed is None:
+            return
+        if len(self.letters) - self.conflicts > self._most:
+            why = f"{self._blamed.reason}: {self._blamed.detail}"
+            raise TooManyDead(f"too many events cannot be stored ({why})")
+
+    def outcome(self, stored: int, duplicates: int) -> Outcome:
+        """Return what became of the batch."""
+        outcome = Outcome(stored, duplicates, len(self.letters), self._batch.expired)
+        outcome.conflicts = self.conflicts
+        return outcome
 
 
-async def _append_directly(connection: asyncpg.Connection, batch: Sorted, dead: _Dead) -> Appended:
+def _is_confirmed() -> None:
+    pass
+
+
+async def _is_over(connection: asyncpg.Connection, lease_id: UUID) -> bool:
+    """Whether the lease is committed; asked behind a row in `trials`, which goes then.
+
+    Who committed the lease may have removed the row before, and ours replaced it.
+    """
+    is_over: bool = await _sql.lease_committed(connection, lease_id=lease_id)
+    if is_over:
+        await _trials.drop_trials(connection, lease_id=lease_id)
+    return is_over
+
+
+async def _append_directly(connection: asyncpg.Connection, batch: Sorted, dead: _Dead) -> Outcome:
     dead.add_all(batch.dead)
     # Rows of one session beside each other are taken by its index a fifth faster.
     await _copy(connection, "log_events", sorted(batch.events, key=wire.session_of))
     # A COPY that did not fail stored every row.
-    appended = Appended(len(batch.events), 0, len(batch.dead), batch.expired)
-    return await _record(connection, batch, appended, dead.letters)
+    return await _record(connection, batch, dead.outcome(len(batch.events), 0), dead.letters)
 
 
-async def _append_staged(connection: asyncpg.Connection, batch: Sorted, dead: _Dead) -> Appended:
+async def _append_staged(connection: asyncpg.Connection, batch: Sorted, dead: _Dead) -> Outcome:
     if await _sql.lease_committed(connection, lease_id=batch.delivery.lease_id):
         raise _LeaseTaken
     dead.add_all(batch.dead)
@@ -206,8 +265,7 @@ async def _append_staged(connection: asyncpg.Connection, batch: Sorted, dead: _D
     stored = await _insert(connection, batch.events, dead)
     bad = len(dead.letters) - len(batch.dead)
     duplicates = len(batch.events) - stored - bad
-    appended = Appended(stored, duplicates, len(dead.letters), batch.expired)
-    return await _record(connection, batch, appended, dead.letters)
+    return await _record(connection, batch, dead.outcome(stored, duplicates), dead.letters)
 
 
 async def _insert(connection: asyncpg.Connection, events: Sequence[bytes], dead: _Dead) -> int:
@@ -236,7 +294,7 @@ async def _insert_staged(
     if stored < len(events):
         detail = "an event with this id and time is stored with other content"
         for place in [row["place"] async for row in _sql.conflicting_staged(connection)]:
-            dead.add(events[place], "conflict", detail)
+            dead.add(events[place], _CONFLICT, detail)
     await _sql.clear_staging(connection)
     return stored
 
@@ -265,22 +323,25 @@ async def _copy(connection: asyncpg.Connection, table: str, events: Sequence[byt
 
 
 async def _record(
-    connection: asyncpg.Connection, batch: Sorted, appended: Appended, dead: Sequence[DeadLetter]
-) -> Appended:
+    connection: asyncpg.Connection, batch: Sorted, outcome: Outcome, dead: Sequence[DeadLetter]
+) -> Outcome:
     if dead:
         # In one order everywhere: two consumers that bury the same events do not block each other.
         await _sql.bury(connection, sorted(map(_buried, dead), key=itemgetter("digest", "reason")))
-    lease_id, counts = batch.delivery.lease_id, appended._asdict()
+    lease_id, counts = batch.delivery.lease_id, outcome._asdict()
     if batch.place is not None:
         recorded = await _trials.advance_trial(
             connection, lease_id=lease_id, place=batch.place, **counts
         )
     else:
+        if batch.delivery.attempts > 1:
+            # In the order of `end_trials`.
+            await _trials.drop_trials(connection, lease_id=lease_id)
         epoch = batch.delivery.epoch
         recorded = await _sql.record_delivery(connection, lease_id=lease_id, epoch=epoch, **counts)
     if recorded is None:
         raise _LeaseTaken
-    return appended
+    return outcome
 
 
 def _buried(letter: DeadLetter) -> dict[str, Any]:
@@ -329,5 +390,6 @@ async def open_postgres_store(url: str, *, connections: int) -> AsyncIterator[Po
         connections=connections,
         name="logging-service store",
         command_seconds=_COMMAND_SECONDS,
+        durable=True,
     ) as pool:
         yield PostgresStore(pool)

@@ -21,7 +21,10 @@ class RecentEvents:
         self._events = 0
 
     def note(self, events: int, dead: int) -> None:
-        """Add a delivery whose events are settled, `dead` of them as dead letters."""
+        """Add a delivery whose events are settled, `dead` of them as dead letters.
+
+        Leave conflicts out of both numbers: they are the sender's fault alone.
+        """
         if not events:
             return
         self._deliveries.append((events, dead))

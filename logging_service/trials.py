@@ -10,7 +10,7 @@ import structlog
 
 from logging_service.dead_letters import CRASH
 from logging_service.errors import LoggingServiceError
-from logging_service.ports import Appended, DeadLetter, Delivery, EventStore, Sorted, Trial
+from logging_service.ports import DeadLetter, Delivery, EventStore, Outcome, Sorted, Trial
 
 _log = structlog.get_logger()
 
@@ -22,14 +22,19 @@ class Trials:
     """Stores the events of a delivery one by one, from where the run before this one ended."""
 
     def __init__(
-        self, store: EventStore, delivery: Delivery, decode: Callable[[Delivery], Sorted]
+        self,
+        store: EventStore,
+        delivery: Delivery,
+        decode: Callable[[Delivery], Sorted],
+        confirm: Callable[[], None] | None = None,
     ) -> None:
         self._store = store
         self._delivery = delivery
         self._decode = decode
+        self._confirm = confirm
         self._run = uuid4()
 
-    async def settle_next(self, most_dead: int) -> tuple[Sorted, Appended] | None:
+    async def settle_next(self, most_dead: int) -> tuple[Sorted, Outcome] | None:
         """Store the next event or put it aside; None once all are settled and recorded.
 
         An event that ended the process in two runs is a dead letter, with the reason `crash`.
@@ -44,7 +49,7 @@ class Trials:
                 await self._store.release_trial(self._delivery, self._run)
             raise
 
-    async def _settle_next(self, most_dead: int) -> tuple[Sorted, Appended] | None:
+    async def _settle_next(self, most_dead: int) -> tuple[Sorted, Outcome] | None:
         trial = await self._store.begin_trial(self._delivery, self._run)
         if trial is None:
             return None
@@ -52,7 +57,7 @@ class Trials:
             await self._store.end_trials(self._delivery)
             return None
         batch = self._batch(trial)
-        return batch, await self._store.append(batch, most_dead)
+        return batch, await self._store.append(batch, most_dead, self._confirm)
 
     def _batch(self, trial: Trial) -> Sorted:
         event = self._delivery.events[trial.place]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import psutil
@@ -18,7 +18,6 @@ import pytest
 import requests
 from consuming import (
     LIMITS,
-    a_consumer,
     consuming,
     count,
     end_leases,
@@ -36,6 +35,7 @@ from logging_service import delivering
 from logging_service.data_folder import create
 from logging_service.embedded import Postgres
 from logging_service.errors import TooManyDead
+from logging_service.ports import Delivery, Trial
 from logging_service.redis_queue import RedisQueue
 from logging_service.schema import migrate
 
@@ -53,19 +53,28 @@ def some_events(number: int) -> list[bytes]:
     return [an_event(session_id=f"s{n % 7}", payload={"n": n}) for n in range(number)]
 
 
-async def lease_tired(queue: RedisQueue, redis: Redis, events: Sequence[bytes]) -> str:
+async def lease_tired(
+    queue: RedisQueue, redis: Redis, database: asyncpg.Connection, events: Sequence[bytes]
+) -> str:
     """Lease a delivery whose consumers have died again and again."""
     await queue.put(events)
     delivery = await queue.take(len(events), 0)
     assert delivery is not None
-    await redis.hset("{log_queue}:attempts", str(delivery.lease_id), "5")
+    await redis.hset("{log_queue}:attempts", str(delivery.lease_id), "6")
+    await database.execute(
+        "INSERT INTO trials (lease_id, tried_by, begun_by) VALUES ($1, '{}', $2)",
+        delivery.lease_id,
+        [uuid4() for _ in range(5)],
+    )
     return str(delivery.lease_id)
 
 
-async def put_tired(queue: RedisQueue, redis: Redis, *deliveries: Sequence[bytes]) -> None:
+async def put_tired(
+    queue: RedisQueue, redis: Redis, database: asyncpg.Connection, *deliveries: Sequence[bytes]
+) -> None:
     """Offer deliveries whose consumers have died again and again."""
     for events in deliveries:
-        await lease_tired(queue, redis, events)
+        await lease_tired(queue, redis, database, events)
     await end_leases(redis)
 
 
@@ -150,8 +159,8 @@ class TestAnEventThatEndsItsConsumer:
     ) -> None:
         good, poison = some_events(60), an_event(payload={"poison": 1})
         await queue.put([*good[:40], poison, *good[40:]])
-        # Five deliveries, then twice alone.
-        assert await deaths_until_empty(DIES_DECODING, environment, redis) == 7
+        # The first delivery, which is not counted, five more, then twice alone.
+        assert await deaths_until_empty(DIES_DECODING, environment, redis) == 8
         assert await count(database) == 60
         letter = await database.fetchrow("SELECT * FROM dead_letters")
         assert (letter["event"], letter["reason"]) == (poison, "crash")
@@ -167,7 +176,7 @@ class TestAnEventThatEndsItsConsumer:
     ) -> None:
         poison = [an_event(payload={"poison": n}) for n in range(2)]
         bad = [poison[0], *some_events(20), poison[1]]
-        await put_tired(queue, redis, some_events(50), bad, some_events(50))
+        await put_tired(queue, redis, database, some_events(50), bad, some_events(50))
         await queue.put(some_events(500))
         assert await deaths_until_empty(DIES_STORING, environment, redis) == 4
         letters = await database.fetch("SELECT event, reason FROM dead_letters")
@@ -183,7 +192,7 @@ class TestAnEventThatEndsItsConsumer:
         environment: dict[str, str],
         database: asyncpg.Connection,
     ) -> None:
-        await put_tired(queue, redis, some_events(150))
+        await put_tired(queue, redis, database, some_events(150))
         assert await deaths_until_empty(DIES_NOW_AND_THEN, environment, redis) == 3
         assert await told(database) == (150, 0, 0, 0)
         assert await count(database) == 150
@@ -199,7 +208,7 @@ async def test_what_a_consumer_killed_before_done_has_committed_counts_once(
     is_tired: bool,
 ) -> None:
     events = [*some_events(30), b"garbage"]
-    await (put_tired(queue, redis, events) if is_tired else queue.put(events))
+    await (put_tired(queue, redis, database, events) if is_tired else queue.put(events))
     with pytest.raises(AssertionError, match="does not come to an end"):
         await deaths_until_empty(DIES_BEFORE_DONE, environment, redis, lives=3)
     assert await deaths_until_empty("", environment, redis) == 0
@@ -218,7 +227,7 @@ class TestOneByOne:
     ) -> None:
         good = [*some_events(19), an_event(timestamp=datetime.now(UTC) - timedelta(days=3))]
         old = an_event(received_at=1)
-        await put_tired(queue, redis, [*good, b"garbage", old, *good[:5]])
+        await put_tired(queue, redis, database, [*good, b"garbage", old, *good[:5]])
         async with consuming(redis_url, database_url):
             await until(lambda: is_empty(redis))
         assert await told(database) == (20, 5, 1, 1)
@@ -233,7 +242,7 @@ class TestOneByOne:
         database_url: str,
         database: asyncpg.Connection,
     ) -> None:
-        await put_tired(queue, redis, some_events(300))
+        await put_tired(queue, redis, database, some_events(300))
         async with before(database_url) as (relay, through), consuming(redis_url, through):
             for _ in range(6):
                 stored = await count(database)
@@ -254,7 +263,7 @@ class TestOneByOne:
         database_url: str,
         database: asyncpg.Connection,
     ) -> None:
-        await put_tired(queue, redis, some_events(400))
+        await put_tired(queue, redis, database, some_events(400))
         async with consuming(redis_url, database_url):
             await until(lambda: more_than(database, 5))
         kept = await count(database)
@@ -272,7 +281,7 @@ class TestOneByOne:
         database_url: str,
         database: asyncpg.Connection,
     ) -> None:
-        tired = await lease_tired(queue, redis, some_events(50))
+        tired = await lease_tired(queue, redis, database, some_events(50))
         async with consuming(redis_url, database_url) as (consumer, _):
             await queue.put(some_events(5))
             await until(lambda: count(database))
@@ -283,24 +292,31 @@ class TestOneByOne:
                 await redis.zadd(LEASES, {tired: 1})
                 await until(lambda: len(consumer._under_work) == 2)
                 await asyncio.sleep(0.3)
-                assert await count(database, "trials") == 0
+                assert await database.fetchval("SELECT tried_by FROM trials") == []
             await until(lambda: is_empty(redis))
         assert await told(database) == (105, 0, 0, 0)
 
     async def test_nothing_else_is_taken_meanwhile(
-        self, queue: RedisQueue, redis: Redis, database_url: str, database: asyncpg.Connection
+        self,
+        queue: RedisQueue,
+        redis: Redis,
+        redis_url: str,
+        database_url: str,
+        database: asyncpg.Connection,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        await put_tired(queue, redis, some_events(100))
-        await queue.put(some_events(1000))
-        stopping = asyncio.Event()
-        async with a_consumer(queue, database_url, stopping) as consumer:
-            task = asyncio.create_task(consumer.run())
-            while await count(database, "deliveries") == 0:
-                assert len(consumer._under_work) <= 1
-                await asyncio.sleep(0)
+        await put_tired(queue, redis, database, some_events(100), some_events(100))
+        await queue.put(some_events(900))
+        async with consuming(redis_url, database_url) as (consumer, _):
+            begin_trial, at_work = consumer._store.begin_trial, set()
+
+            async def watched(delivery: Delivery, run: UUID) -> Trial | None:
+                at_work.add(len(consumer._under_work))
+                return await begin_trial(delivery, run)
+
+            monkeypatch.setattr(consumer._store, "begin_trial", watched)
             await until(lambda: is_empty(redis))
-            stopping.set()
-            await task
+        assert at_work == {1}
         assert await told(database) == (1100, 0, 0, 0)
 
     async def test_a_bad_run_stops_it_here_too_and_no_event_is_under_suspicion(
@@ -311,7 +327,7 @@ class TestOneByOne:
         database_url: str,
         database: asyncpg.Connection,
     ) -> None:
-        await put_tired(queue, redis, [b"garbage %d" % n for n in range(200)])
+        await put_tired(queue, redis, database, [b"garbage %d" % n for n in range(200)])
         limits = LIMITS._replace(dead_letter_max_ratio=0.5)
         async with consuming(redis_url, database_url, limits) as (consumer, _):
             await until(lambda: consumer._refused)
@@ -403,20 +419,104 @@ class TestABadDeploy:
         database_url: str,
         database: asyncpg.Connection,
     ) -> None:
-        now, ids = datetime.now(UTC), [uuid4() for _ in range(500)]
-        first, second = (
-            [an_event(payload={"a": a}, event_id=one, timestamp=now) for one in ids] for a in (1, 2)
+        await database.execute(
+            "ALTER TABLE log_events ADD CONSTRAINT odd CHECK (event_type <> 'odd')"
         )
-        await queue.put(first)
+        await queue.put(some_events(500))
         limits = LIMITS._replace(batch_size=10, dead_letter_max_ratio=0.05)
         async with consuming(redis_url, database_url, limits) as (consumer, _):
             await until(lambda: is_empty(redis))
-            await queue.put(second)
+            await queue.put([an_event("odd") for _ in range(500)])
             await until(lambda: consumer._refused)
-        buried = await count(database, "dead_letters WHERE reason = 'conflict'")
+        buried = await count(database, "dead_letters WHERE reason = 'rejected'")
         # Each of the two workers knows what the other has buried, not what it is about to.
         assert 80 <= buried <= 2 * 99
         assert await count(database) == 500
+
+    @pytest.mark.parametrize("is_tired", [False, True], ids=["at once", "one by one"])
+    async def test_a_sender_who_uses_one_id_again_and_again_does_not_stop_it(
+        self,
+        queue: RedisQueue,
+        redis: Redis,
+        environment: dict[str, str],
+        database: asyncpg.Connection,
+        *,
+        is_tired: bool,
+    ) -> None:
+        one, now = uuid4(), datetime.now(UTC)
+        same = [an_event(payload={"n": n}, event_id=one, timestamp=now) for n in range(1200)]
+        with run_service("consumer", environment) as consumer:
+            await (put_tired(queue, redis, database, same) if is_tired else queue.put(same))
+            await until(lambda: is_empty(redis), seconds=60)
+            # Nor does what they are stand in for good events.
+            await queue.put([b"garbage %d" % n for n in range(100)])
+            await until(lambda: health(consumer)[1]["status"] == "unavailable")
+        assert await told(database) == (1, 0, 1199, 0)
+        assert await count(database, "dead_letters WHERE reason = 'conflict'") == 1199
+
+
+class TestADeliveryThatNobodyDiedOf:
+    """It is stored at once, however often it came: one by one it would take minutes."""
+
+    async def test_one_whose_takes_were_never_answered(
+        self,
+        queue: RedisQueue,
+        redis: Redis,
+        environment: dict[str, str],
+        database: asyncpg.Connection,
+    ) -> None:
+        await queue.put(some_events(300))
+        for _ in range(8):
+            assert await queue.take(1000, 0)
+            await end_leases(redis)
+        await is_stored_at_once(redis, environment, database)
+
+    async def test_one_that_was_given_back_while_the_database_was_away(
+        self,
+        queue: RedisQueue,
+        redis: Redis,
+        environment: dict[str, str],
+        database: asyncpg.Connection,
+    ) -> None:
+        await queue.put(some_events(300))
+        async with before(environment["DATABASE_URL"]) as (relay, through):
+            await relay.cut()
+            for _ in range(8):
+                await is_given_back(redis, environment["REDIS_URL"], through)
+        await is_stored_at_once(redis, environment, database)
+
+    async def test_one_that_was_given_back_because_the_disk_was_full(
+        self,
+        queue: RedisQueue,
+        redis: Redis,
+        environment: dict[str, str],
+        database: asyncpg.Connection,
+    ) -> None:
+        await database.execute(FAILS.format(state="53100", table="log_events"))
+        await queue.put(some_events(300))
+        for turn in range(8):
+            redis_url, database_url = environment["REDIS_URL"], environment["DATABASE_URL"]
+            async with consuming(redis_url, database_url):
+                await until(lambda turn=turn: has_failed(database, times=2 * turn + 2))  # type: ignore[misc]
+        assert await database.fetchval("SELECT begun_by FROM trials") == []
+        await database.execute("DROP TRIGGER fails ON log_events")
+        await is_stored_at_once(redis, environment, database)
+
+
+async def is_given_back(redis: Redis, redis_url: str, database_url: str) -> None:
+    async with consuming(redis_url, database_url, LIMITS._replace(batch_size=1000)):
+        await until(lambda: redis.zcard(LEASES))
+        await asyncio.sleep(0.1)
+
+
+async def is_stored_at_once(
+    redis: Redis, environment: dict[str, str], database: asyncpg.Connection
+) -> None:
+    with run_service("consumer", environment) as consumer:
+        await until(lambda: is_empty(redis))
+        assert "one_by_one" not in consumer.log
+    assert await told(database) == (300, 0, 0, 0)
+    assert await count(database, "trials") == 0
 
 
 FAILS = """
@@ -737,6 +837,32 @@ async def test_a_consumer_that_was_cut_off_does_not_count_what_another_has_store
             await until(lambda: nothing_in(database, "deliveries"))
     row = await database.fetchrow("SELECT sum(stored)::int, sum(duplicates)::int FROM epochs")
     assert tuple(row) == (60, 0)
+
+
+async def test_a_lease_that_ran_out_in_the_middle_of_its_transaction_is_rolled_back(
+    queue: RedisQueue,
+    redis: Redis,
+    environment: dict[str, str],
+    database: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivering, "_RENEWED_SECONDS", 0.5)
+    redis_url, database_url = environment["REDIS_URL"], environment["DATABASE_URL"]
+    async with before(redis_url) as (relay, through), consuming(through, database_url) as (held, _):
+        async with database.transaction():
+            await database.execute("LOCK TABLE log_events IN SHARE MODE")
+            await queue.put(some_events(50))
+            await until(lambda: held._under_work)
+            await asyncio.sleep(0.2)
+            await relay.cut()
+            [turn] = held._under_work
+            await until(lambda: turn.is_lost)
+        await until(lambda: turn not in held._under_work)
+        assert await count(database) == 0
+        assert await count(database, "deliveries") == 0
+        await relay.mend()
+        await until(lambda: is_empty(redis))
+    assert await told(database) == (50, 0, 0, 0)
 
 
 async def nothing_in(database: asyncpg.Connection, table: str) -> bool:

@@ -216,14 +216,34 @@ async def test_nothing_is_stored_where_too_many_would_be_put_aside(
     twice = uuid.uuid4()
     now = datetime.now(UTC)
     conflict = [an_event(session_id=name, event_id=twice, timestamp=now) for name in "ab"]
-    events = [*(an_event() for _ in range(20)), damaged(b"nul"), *conflict]
+    events = [*(an_event() for _ in range(20)), damaged(b"nul"), damaged(b"tru"), *conflict]
     batch = a_batch(events, attempts=attempts)
     letter = DeadLetter(b"garbage", "unreadable", "format 67 is not known", attempts)
     batch = replace(batch, dead=[letter])
     with pytest.raises(TooManyDead, match="unreadable: format 67 is not known"):
         await store.append(batch, 2)
     assert [await count(database, table) for table in TABLES] == [0, 0, 0]
-    assert await store.append(batch, 3) == Appended(21, 0, 3, 0)
+    # The conflict is its sender's fault, and stops nobody.
+    appended = await store.append(batch, 3)
+    assert appended == Appended(21, 0, 4, 0)
+    assert appended.conflicts == 1
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_nothing_is_stored_that_is_not_confirmed_in_the_end(
+    store: PostgresStore, database: asyncpg.Connection, attempts: int
+) -> None:
+    class NotOursError(Exception):
+        pass
+
+    def confirm() -> None:
+        raise NotOursError
+
+    batch = a_batch([an_event(), damaged(b"nul")], attempts=attempts)
+    with pytest.raises(NotOursError):
+        await store.append(batch, None, confirm)
+    assert [await count(database, table) for table in TABLES] == [0, 0, 0]
+    assert await store.append(batch) == Appended(1, 0, 1, 0)
 
 
 async def test_a_lease_that_is_committed_is_known_before_its_dead_are_counted(
@@ -234,6 +254,47 @@ async def test_a_lease_that_is_committed_is_known_before_its_dead_are_counted(
     again = replace(batch, delivery=replace(batch.delivery, attempts=2))
     assert await store.append(again, 0) == Appended(0, 0, 0, 0)
     assert await count(database, "dead_letters") == 1
+
+
+class TestDeliveriesThatComeAgain:
+    async def test_a_run_counts_once_and_can_be_taken_back(self, store: PostgresStore) -> None:
+        delivery = a_batch([an_event()], attempts=2).delivery
+        one, other = uuid.uuid4(), uuid.uuid4()
+        assert await store.begin_delivery(delivery, one) == 1
+        assert await store.begin_delivery(delivery, one) == 1
+        assert await store.begin_delivery(delivery, other) == 2
+        for _ in range(2):
+            await store.release_delivery(delivery, one)
+        assert await store.begin_delivery(delivery, other) == 1
+        # An event of it that is tried is another matter.
+        assert await store.begin_trial(delivery, one) == Trial(0, 1)
+        assert await store.begin_delivery(delivery, one) == 2
+
+    async def test_so_many_runs_are_enough(self, store: PostgresStore) -> None:
+        delivery = a_batch([an_event()], attempts=2).delivery
+        counted = [await store.begin_delivery(delivery, uuid.uuid4()) for _ in range(20)]
+        assert counted == [*range(1, 17), 16, 16, 16, 16]
+
+    async def test_the_commit_ends_it_for_all(
+        self, store: PostgresStore, database: asyncpg.Connection
+    ) -> None:
+        batch = a_batch([an_event()], attempts=2)
+        for _ in range(3):
+            await store.begin_delivery(batch.delivery, uuid.uuid4())
+        assert await store.append(batch) == Appended(1, 0, 0, 0)
+        assert await count(database, "trials") == 0
+        assert await store.begin_delivery(batch.delivery, uuid.uuid4()) == 0
+        assert await count(database, "trials") == 0
+
+    async def test_who_comes_late_leaves_nothing(
+        self, store: PostgresStore, database: asyncpg.Connection
+    ) -> None:
+        batch = a_batch([an_event()])
+        again = replace(batch, delivery=replace(batch.delivery, attempts=2))
+        await store.begin_delivery(again.delivery, uuid.uuid4())
+        await store.append(batch)
+        assert await store.append(again) == Appended(0, 0, 0, 0)
+        assert await count(database, "trials") == 0
 
 
 class TestTrials:
@@ -401,6 +462,29 @@ async def test_a_session_that_was_read_only_does_not_stay_so(
         await store.check()
     await database.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
     assert (await store.append(a_batch([an_event()]))).stored == 1
+
+
+@pytest.mark.parametrize(
+    ("default", "used"),
+    [
+        ("off", "on"),
+        ("local", "on"),
+        ("on", "on"),
+        ("remote_write", "remote_write"),
+        ("remote_apply", "remote_apply"),
+    ],
+)
+async def test_what_is_stored_is_on_the_disk_whatever_the_databases_default(
+    database_url: str, database: asyncpg.Connection, default: str, used: str
+) -> None:
+    name = await database.fetchval("SELECT current_database()")
+    await database.execute(f"ALTER DATABASE {name} SET synchronous_commit = {default}")
+    async with open_postgres_store(database_url, connections=1) as store:
+        shown = [await store._pool.fetchval("SHOW synchronous_commit") for _ in range(3)]
+        await store.append(a_batch([an_event()]))
+        shown.append(await store._pool.fetchval("SHOW synchronous_commit"))
+    await database.execute(f"ALTER DATABASE {name} RESET synchronous_commit")
+    assert shown == [used] * 4
 
 
 async def test_a_schema_that_does_not_fit_is_said(

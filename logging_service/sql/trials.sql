@@ -1,3 +1,15 @@
+-- name: begin_delivery(lease_id, run)$
+-- How many runs began the lease and have not ended it in order, this one too; so many are enough.
+INSERT INTO trials (lease_id, tried_by, begun_by) VALUES (:lease_id, '{}', ARRAY[:run::uuid])
+ON CONFLICT (lease_id) DO UPDATE
+   SET begun_by = (array_remove(trials.begun_by, :run) || EXCLUDED.begun_by)[1 : 16],
+       tried_at = now()
+RETURNING cardinality(begun_by);
+
+-- name: release_delivery(lease_id, run)!
+-- Takes back what `begin_delivery` did: this run gives the lease back in order.
+UPDATE trials SET begun_by = array_remove(begun_by, :run) WHERE lease_id = :lease_id;
+
 -- name: begin_trial(lease_id, run)^
 -- Marks the lease's next event as being tried by this run, which counts once for it.
 INSERT INTO trials (lease_id, tried_by) VALUES (:lease_id, ARRAY[:run::uuid])
