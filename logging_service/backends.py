@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
+from logging_service.books import Books
 from logging_service.errors import LoggingServiceError, SchemaTooNew, SettingsError
 from logging_service.failover_queue import FailoverQueue, open_failover_queue
 from logging_service.fallback_spools import FallbackSpools
 from logging_service.hidden_queue import HiddenQueue
-from logging_service.ports import Books, DeadLetters, EventQueue, EventReader, EventStore
+from logging_service.ports import DeadLetters, EventQueue, EventReader, EventStore
 from logging_service.postgres_books import open_postgres_books
 from logging_service.postgres_dead_letters import open_postgres_dead_letters
 from logging_service.postgres_reader import READ_SECONDS, open_postgres_reader

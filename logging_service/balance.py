@@ -1,7 +1,9 @@
 """The balance: accepted = stored + duplicates + dead-lettered + expired + waiting + in flight.
 
-An epoch begins when somebody empties the queue. What is over has nothing waiting any more, so its
-account alone tells its difference; the present one is judged together with what the queue says.
+An epoch begins when somebody empties the queue. The present one is judged together with what the
+queue says. Of every other one its account alone tells the difference: of one that is over nothing
+waits any more, of a spool file's as much as was noted. What went on from one queue into another
+was accepted by both, and counts as accepted by the last.
 """
 
 from collections.abc import Sequence
@@ -11,7 +13,8 @@ from uuid import UUID
 
 import msgspec
 
-from logging_service.ports import NO_EPOCH, Account, Appended, QueueStatus, Tally
+from logging_service.books import Account, Moved
+from logging_service.ports import NO_EPOCH, Appended, QueueStatus, Tally
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,17 +80,21 @@ class Reading:
         status = self.glance.status
         first = _account(self.before, self.glance.after.epoch)
         accepted = self._accepted(self.glance.after, first)
-        spooled, damaged = self._beside
         in_flight = accepted - sum(first.settled) - self._held
-        over = [account for account in self.before if account.epoch != first.epoch]
-        missing = removed + sum(_accepted_in(one) - sum(one.settled) for one in over)
+        # What a spool holds was noted before the queue told what it took over from it.
+        over = [
+            _brought_up(account, self.glance.after)
+            for account in self.before
+            if account.epoch != first.epoch
+        ]
+        missing = removed + sum(account.missing for account in over)
         accounts = [*over, first]
         return Balance(
             **_totals(accounts),
-            accepted=accepted + spooled + damaged + sum(map(_accepted_in, over)),
-            waiting=status.size + spooled,
+            accepted=accepted + sum(map(_accepted_in, over)),
+            waiting=status.size + sum(account.held for account in over),
             in_flight=in_flight - removed + reappeared,
-            damaged=status.damaged,
+            damaged=self._damaged + sum(account.damaged for account in over),
             removed_outside=missing,
             reappeared=reappeared,
             balanced=not (missing or reappeared or any(one.rolled_back for one in accounts)),
@@ -112,19 +119,18 @@ class Reading:
         if tally.epoch == NO_EPOCH:
             # Nobody counted these: what is there has been accepted.
             return sum(account.settled) + self._held + self.glance.status.in_flight
-        return tally.accepted + account.rolled_back
+        return tally.accepted + account.rolled_back - account.moved
 
     @property
     def _held(self) -> int:
         """How many events the queue has counted that wait in it or are damaged."""
-        status = self.glance.status
-        return status.size if status.backend == "redis" else status.size + status.damaged
+        return self.glance.status.size + self._damaged
 
     @property
-    def _beside(self) -> tuple[int, int]:
-        """Events that wait or are damaged in spools beside Redis, which has not counted them."""
+    def _damaged(self) -> int:
+        """How many of them are damaged: those of Redis are in spools, which count them."""
         status = self.glance.status
-        return (status.spooled, status.damaged) if status.backend == "redis" else (0, 0)
+        return 0 if status.backend == "redis" else status.damaged
 
 
 def without_queue(accounts: Sequence[Account]) -> Balance:
@@ -137,12 +143,21 @@ def _account(accounts: Sequence[Account], epoch: UUID) -> Account:
     return next((account for account in accounts if account.epoch == epoch), empty)
 
 
-def _accepted_in(over: Account) -> int:
-    """Return what an epoch accepted that is over.
+def _brought_up(account: Account, present: Tally) -> Account:
+    """Return an account with what the present epoch took over from it, by the latest word."""
+    taken = dict(present.moves).get(account.epoch, 0)
+    noted = {move.into: move for move in account.moves}
+    move = noted.get(present.epoch, Moved(present.epoch, 0))
+    noted[present.epoch] = move._replace(events=max(move.events, taken))
+    return account._replace(moves=tuple(noted.values()))
 
-    What was settled had been accepted, also in a last second that nobody noted any more.
+
+def _accepted_in(over: Account) -> int:
+    """Return what an epoch accepted that no queue has now, without what went on into another.
+
+    What was found had been accepted, also in a last second that nobody noted any more.
     """
-    return max(over.accepted + over.rolled_back, sum(over.settled))
+    return over.found + over.missing - over.moved
 
 
 def _totals(accounts: Sequence[Account]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from logging_service import metrics
 from logging_service.balance import TERMS, Balance
-from logging_service.bookkeeper import read_balance
+from logging_service.bookkeeper import balance_as_noted, read_balance
 from logging_service.errors import LoggingServiceError
 from logging_service.event_query import refuse_unknown
 from logging_service.web import answer_within, json_answer, schema_of
@@ -34,10 +34,6 @@ _EXAMPLE = {
 router = APIRouter()
 
 
-async def _balance(request: Request) -> Balance:
-    return await read_balance(request.state.queue, request.state.books)
-
-
 @router.get("/balance", responses={200: schema_of(Balance, _EXAMPLE)})
 async def show_balance(request: Request) -> Response:
     """Say what was accepted since the beginning, and what became of it.
@@ -51,14 +47,16 @@ async def show_balance(request: Request) -> Response:
     what moved. Without the queue its terms are null.
     """
     refuse_unknown(request.query_params.multi_items(), ())
-    return json_answer(await _balance(request))
+    return json_answer(await read_balance(request.state.queue, request.state.books))
 
 
 async def measure_balance(request: Request) -> None:
     """Bring the gauges up to date, within a second; what is not known then has no series."""
     balance = None
     with suppress(LoggingServiceError, TimeoutError):
-        balance = await answer_within(_SCRAPE_SECONDS, lambda: _balance(request))
+        balance = await answer_within(
+            _SCRAPE_SECONDS, lambda: balance_as_noted(request.state.queue, request.state.books)
+        )
     metrics.BALANCE_EVENTS.clear()
     for term in TERMS:
         events = getattr(balance, term, None)

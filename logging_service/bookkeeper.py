@@ -1,33 +1,63 @@
 """Keeps the books up to date with the queue, and reads the balance of both."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 import structlog
 
 from logging_service.balance import Balance, Glance, Reading, without_queue
+from logging_service.books import Books
 from logging_service.errors import BackendUnavailable
-from logging_service.ports import NO_EPOCH, Books, EventQueue, Tally
+from logging_service.ports import NO_EPOCH, EventQueue, Tally
 
 _log = structlog.get_logger()
+_Entry = TypeVar("_Entry")
+_Read = Callable[[], Awaitable[list[_Entry]]]
 
 _NOTE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
-_QUEUE_SECONDS = 2.0
+_READ_SECONDS = 2.0
+# Below the second that a scrape waits for all of it.
+_ANSWER_SECONDS = 0.7
 _TRIES, _PAUSE_SECONDS = 5, 0.05
 
 
 class Bookkeeper:
-    """Notes what a queue has accepted, about once a second and only when that has changed."""
+    """Notes what a queue has accepted, about once a second and only when that has changed.
+
+    What spool files hold is noted by itself: it matters most while the queue is away.
+    """
 
     def __init__(self, queue: EventQueue, books: Books) -> None:
-        self._queue = queue
-        self._books = books
-        self._noted: list[Tally] = []
-        self._is_failing = False
+        # What a spool has given away is to be found in the queue that is asked after it.
+        self._columns = (
+            _Column(queue.reserves, books.note_reserves),
+            _Column(queue.tallies, books.note),
+        )
 
     async def run(self) -> None:
         """Work until cancelled; whatever fails is logged once and tried again, ever more seldom."""
+        await asyncio.gather(*(column.run() for column in self._columns))
+
+    async def note(self) -> bool:
+        """Note what has changed, and say whether that could be done."""
+        return all([await column.note() for column in self._columns])
+
+
+class _Column(Generic[_Entry]):
+    """One kind of thing that is noted."""
+
+    def __init__(
+        self, read: _Read[_Entry], keep: Callable[[_Read[_Entry]], Awaitable[None]]
+    ) -> None:
+        self._read = read
+        self._keep = keep
+        self._noted: list[_Entry] = []
+        self._is_failing = False
+
+    async def run(self) -> None:
         pause = _NOTE_SECONDS
         while True:
             await asyncio.sleep(pause)
@@ -35,13 +65,13 @@ class Bookkeeper:
             pause = _NOTE_SECONDS if is_noted else min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def note(self) -> bool:
-        """Note what has changed, and say whether that could be done."""
         try:
-            async with asyncio.timeout(_QUEUE_SECONDS):
-                tallies = await self._queue.tallies()
-            if tallies != self._noted:
-                await self._books.note(self._queue.tallies)
-                self._noted = tallies
+            async with asyncio.timeout(_READ_SECONDS):
+                found = await self._read()
+            if found != self._noted:
+                # Read anew, since in the meantime another process may note a later state.
+                await self._keep(self._read)
+                self._noted = found
         except Exception as error:  # noqa: BLE001 - books that cannot be kept must not end a service
             if not self._is_failing:
                 _log.warning("balance_not_noted", reason=str(error) or type(error).__name__)
@@ -52,14 +82,28 @@ class Bookkeeper:
 
 
 async def read_balance(queue: EventQueue, books: Books) -> Balance:
+    """Note what there is to note, and return the balance; raises as `balance_as_noted` does."""
+    is_there = True
+    try:
+        await _answer(queue.tallies)
+    except _QueueAway:
+        is_there = False
+    # Whichever of the two is away now says so again below.
+    with suppress(BackendUnavailable):
+        await books.note_reserves(queue.reserves)
+        if is_there:
+            await books.note(queue.tallies)
+    if is_there:
+        return await balance_as_noted(queue, books)
+    return without_queue(await books.accounts())
+
+
+async def balance_as_noted(queue: EventQueue, books: Books) -> Balance:
     """Return the balance, read anew up to five times until nothing moves meanwhile.
 
-    Raises BackendUnavailable or SchemaMismatch when the books cannot be read; without the queue
-    they tell what they can.
+    Raises BackendUnavailable or SchemaMismatch when the books cannot be read; without the queue,
+    or when it leaves a question unanswered for 0.7 seconds, they tell what they can.
     """
-    # Whichever of the two is away says so again below.
-    with suppress(BackendUnavailable):
-        await books.note(queue.tallies)
     best: Reading | None = None
     for attempt in range(_TRIES):
         if attempt:
@@ -81,15 +125,19 @@ class _QueueAway(Exception):
 
 async def _read(queue: EventQueue, books: Books) -> Reading | None:
     before = await books.accounts()
-    try:
-        async with asyncio.timeout(_QUEUE_SECONDS):
-            glance = Glance(await _present(queue), await queue.status(), await _present(queue))
-    except (BackendUnavailable, TimeoutError) as error:
-        raise _QueueAway from error
+    glance = Glance(await _present(queue), await _answer(queue.status), await _present(queue))
     after = await books.accounts()
     return Reading(before, glance, after) if glance.before.epoch == glance.after.epoch else None
 
 
 async def _present(queue: EventQueue) -> Tally:
-    tallies = await queue.tallies()
+    tallies = await _answer(queue.tallies)
     return tallies[-1] if tallies else Tally(NO_EPOCH, 0)
+
+
+async def _answer(question: Callable[[], Awaitable[_Entry]]) -> _Entry:
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await question()
+    except (BackendUnavailable, TimeoutError) as error:
+        raise _QueueAway from error

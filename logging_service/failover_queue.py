@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import structlog
 from logging_service import metrics
 from logging_service.errors import BackendUnavailable, LoggingServiceError, QueueFull
 from logging_service.fallback_spools import FallbackSpools
-from logging_service.ports import Ack, Delivery, EventQueue, QueueStatus, Tally
+from logging_service.ports import Ack, Delivery, EventQueue, QueueStatus, Reserve, Tally
 
 _log = structlog.get_logger()
 _Answer = TypeVar("_Answer")
@@ -24,6 +25,7 @@ _IDLE_SECONDS = 0.5
 _ADOPT_SECONDS = 15.0
 # Below the second that /health waits for each answer.
 _ANSWER_SECONDS = 0.7
+_SAID_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0
 
 
@@ -56,6 +58,8 @@ class FailoverQueue:
         self._drain_per_second = drain_per_second
         self._outage: BackendUnavailable | None = None
         self._spool_fails = False
+        self._is_said = False
+        self._said_at = -_SAID_SECONDS
 
     async def put(self, events: Sequence[bytes]) -> Ack:
         """Hold `events` durably, all or none, and say where.
@@ -98,7 +102,12 @@ class FailoverQueue:
 
     async def tallies(self) -> list[Tally]:
         """Return what Redis accepted; spooled events count there once they are drained."""
-        return await self._redis.tallies()
+        return await self._asked(self._redis.tallies)
+
+    async def reserves(self) -> list[Reserve]:
+        """Return what its own spool accepted, and the files of this host that are at rest."""
+        own = await self._spool.reserves() if self._spool else []
+        return [*await self._spools.reserves(), *own]
 
     async def status(self) -> QueueStatus:
         """Count what waits in Redis and in this host's spools; a producer without Redis, these.
@@ -228,14 +237,20 @@ class FailoverQueue:
             self._close_breaker()
             return
         if self._outage is None:
-            _log.warning("redis_unavailable", reason=str(error), events_go_to="spool")
             metrics.SPOOL_ACTIVE.set(1)
+            now = time.monotonic()
+            # A Redis at the edge of its time would fill the log with comings and goings.
+            self._is_said = now >= self._said_at + _SAID_SECONDS
+            if self._is_said:
+                self._said_at = now
+                _log.warning("redis_unavailable", reason=str(error), events_go_to="spool")
         self._outage = error
 
     def _close_breaker(self) -> None:
         if self._outage is not None:
-            _log.info("available_again", after="redis_unavailable")
             metrics.SPOOL_ACTIVE.set(0)
+            if self._is_said:
+                _log.info("available_again", after="redis_unavailable")
         self._outage = None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from logging_service.errors import BackendUnavailable
-from logging_service.ports import Ack, Delivery, QueueStatus, Tally
+from logging_service.ports import Ack, Delivery, QueueStatus, Reserve, Tally
 
 
 class HiddenQueue:
@@ -35,6 +35,10 @@ class HiddenQueue:
         _refuse()
 
     async def tallies(self) -> list[Tally]:
+        """Raise BackendUnavailable."""
+        _refuse()
+
+    async def reserves(self) -> list[Reserve]:
         """Raise BackendUnavailable."""
         _refuse()
 

@@ -1,6 +1,6 @@
 """The two seams: where events wait and where they stay."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol
@@ -22,11 +22,36 @@ class Delivery:
     epoch: UUID = NO_EPOCH
 
 
+class Move(NamedTuple):
+    """How many of the events that a queue accepted came from an epoch of another queue."""
+
+    origin: UUID
+    events: int
+
+
 class Tally(NamedTuple):
-    """How many events a queue has accepted in an epoch, which ends when somebody empties it."""
+    """How many events a queue has accepted in an epoch, which ends when somebody empties it.
+
+    `moves` has those among them that another queue had accepted before, in the order of origins.
+    """
 
     epoch: UUID
     accepted: int
+    moves: tuple[Move, ...] = ()
+
+
+class Reserve(NamedTuple):
+    """What a spool file has accepted in an epoch, and how much of it is there, at one moment.
+
+    `held` events wait or are leased. `place` is the same text for the same file on every process
+    of a host; with NO_EPOCH there is no file.
+    """
+
+    epoch: UUID
+    accepted: int
+    held: int
+    damaged: int
+    place: str
 
 
 class QueueStatus(msgspec.Struct, frozen=True):
@@ -82,6 +107,13 @@ class EventQueue(Protocol):
         present one cannot be read.
         """
 
+    async def reserves(self) -> list[Reserve]:
+        """Return what spool files accepted, of each place its present epoch last.
+
+        Where a file is in other hands it is left to them, until it rests. Raises
+        BackendUnavailable when the file that is in this process's own hands cannot be read.
+        """
+
     async def warnings(self) -> list[str]:
         """Say what in the queue's configuration can lose events, a sentence each.
 
@@ -96,6 +128,15 @@ class Appended(NamedTuple):
     duplicates: int
     dead_lettered: int
     expired: int
+
+
+class Outcome(Appended):
+    """What became of one delivery; `conflicts` of its dead letters are their senders' own fault.
+
+    They say nothing about the release or the schema.
+    """
+
+    conflicts: int = 0
 
 
 class EventKey(NamedTuple):
@@ -213,18 +254,35 @@ class Trial(NamedTuple):
 class EventStore(Protocol):
     """Events that stay, each once.
 
-    A delivery whose consumers died is stored event by event: `begin_trial` before an event is
-    touched, `append` with its place, `end_trials` behind the last.
+    A delivery that comes again is begun before it is touched. One whose consumers died is stored
+    event by event: `begin_trial` before an event is touched, `append` with its place, `end_trials`
+    behind the last.
     """
 
-    async def append(self, batch: Sorted, most_dead: int | None = None) -> Appended:
+    async def append(
+        self,
+        batch: Sorted,
+        most_dead: int | None = None,
+        confirm: Callable[[], None] | None = None,
+    ) -> Outcome:
         """Store a delivery in one transaction; a lease that was committed before counts nothing.
 
         A batch with a place is counted with its delivery's trials, once. Raises TooManyDead, with
-        nothing stored, where more than `most_dead` events cannot be; BackendUnavailable when it
-        is not known whether the transaction was committed, SchemaMismatch when the schema does
-        not fit this release.
+        nothing stored, where more than `most_dead` events cannot be, conflicts aside;
+        BackendUnavailable when it is not known whether the transaction was committed,
+        SchemaMismatch when the schema does not fit this release; and what `confirm` raises, with
+        nothing stored: it is called last before the commit.
         """
+
+    async def begin_delivery(self, delivery: Delivery, run: UUID) -> int:
+        """Commit that `run` begins the delivery, and count the runs that began and did not end.
+
+        A run counts once, however often it begins; 0 when the lease was committed before. The
+        commit of the whole delivery ends them all. Raises like `append`.
+        """
+
+    async def release_delivery(self, delivery: Delivery, run: UUID) -> None:
+        """Take back what `begin_delivery` counted: `run` ended the delivery in order."""
 
     async def begin_trial(self, delivery: Delivery, run: UUID) -> Trial | None:
         """Commit that `run` tries the next event; None when the lease was committed before.
@@ -249,37 +307,6 @@ class EventStore(Protocol):
 
     async def check(self) -> None:
         """Raise BackendUnavailable or SchemaMismatch when the store cannot be used."""
-
-
-class Account(NamedTuple):
-    """What a queue accepted in an epoch, as it was noted last, and what became of it.
-
-    `rolled_back` events were accepted too, but the queue's server came back without having counted
-    them. `unsettled` of those in `settled` may still be counted as in flight by the queue.
-    """
-
-    epoch: UUID
-    accepted: int
-    rolled_back: int
-    settled: Appended
-    unsettled: int
-
-
-class Books(Protocol):
-    """What was accepted and what became of it; raises BackendUnavailable or SchemaMismatch."""
-
-    async def note(self, read: Callable[[], Awaitable[list[Tally]]]) -> None:
-        """Keep the tallies that `read` returns; of several callers one reads after the other.
-
-        The last tally is that of the present epoch; where it is lower than the one noted before,
-        the difference was rolled back. Raises what `read` raises.
-        """
-
-    async def settle(self, lease_ids: Sequence[UUID]) -> None:
-        """Add deliveries, whose leases can never come again, up in their epochs."""
-
-    async def accounts(self) -> list[Account]:
-        """Return the account of each epoch, all as of one moment."""
 
 
 class KeptLetter(NamedTuple):

@@ -89,6 +89,15 @@ class Lease(NamedTuple):
     events: int
 
 
+class Holding(NamedTuple):
+    """What was accepted in an epoch, how much of it is there, and how much is damaged."""
+
+    epoch: UUID
+    accepted: int
+    held: int
+    damaged: int
+
+
 class Counts(NamedTuple):
     """How much waits, is leased and is damaged, and the oldest event of the first two."""
 
@@ -228,6 +237,12 @@ class Book:
             self._oldest(ledger, leases),
             round(finished / (_RATE_SLOTS * _SLOT_SECONDS), 1),
         )
+
+    def holding(self) -> Holding:
+        """Return what was accepted and what is left of it, by the ledger and the leases."""
+        ledger = self.ledger()
+        held = ledger.waiting + sum(lease.events for lease in self._leases())
+        return Holding(UUID(ledger.epoch), ledger.accepted, held, ledger.damaged)
 
     def _is_over(self, lease: Lease) -> bool:
         return lease.boot != self._clock.boot or lease.deadline_ms <= self._clock.now_ms()

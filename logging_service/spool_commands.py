@@ -6,8 +6,13 @@ from typing import Annotated
 
 import typer
 
+from logging_service.books import Wreck
+from logging_service.errors import BackendUnavailable, SchemaMismatch
+from logging_service.ports import NO_EPOCH
 from logging_service.progress import progress
 from logging_service.settings import Settings, load_settings
+from logging_service.spool_file import peek
+from logging_service.spool_folder import original_of, place_of
 from logging_service.spool_salvage import Salvaged, salvage, size_of
 
 app = typer.Typer(no_args_is_help=True, help="Spool files that were set aside as damaged.")
@@ -23,7 +28,7 @@ def salvage_file(
 
     Example: `spool salvage data/spool/queue.sqlite.damaged-20261123T101500Z`.
     """
-    found = asyncio.run(_salvage(load_settings(), file))
+    found, missing = asyncio.run(_salvage(load_settings(), file))
     print(f"recovered {found.events} events in {found.rows} rows; {found.damaged} are damaged")
     if found.lost_rows or found.unreadable_bytes:
         print(
@@ -31,12 +36,31 @@ def salvage_file(
             f"{found.unreadable_bytes} bytes were not given by the disk"
         )
     print(f"the file is now {found.file}")
+    if missing:
+        print(
+            f"the balance goes on showing what was recovered as removed_outside ({missing}): "
+            f"salvage {found.file} once more when the database is there"
+        )
 
 
-async def _salvage(settings: Settings, file: Path) -> Salvaged:
-    from logging_service.backends import open_queue
+async def _salvage(settings: Settings, file: Path) -> tuple[Salvaged, str]:
+    """Return what was found, and why it is not in the books, if so."""
+    from logging_service.backends import open_books, open_queue
 
-    async with open_queue(settings) as queue:
+    held = peek(file)
+    async with open_queue(settings) as queue, open_books(settings) as books:
         with progress("salvaging", size_of(file)) as advance:
             ttl = settings.redis_queue_ttl
-            return await salvage(file, queue, advance, ttl_seconds=ttl)
+            found = await salvage(file, queue, advance, ttl_seconds=ttl)
+        original = original_of(file)
+        there = peek(original)
+        wreck = Wreck(
+            held.epoch if held else NO_EPOCH,
+            place_of(original),
+            there.epoch if there else NO_EPOCH,
+        )
+        try:
+            await books.credit(wreck, found.events)
+        except (BackendUnavailable, SchemaMismatch) as error:
+            return found, str(error)
+        return found, ""

@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import apsw
 import structlog
 
 from logging_service.errors import BackendUnavailable, QueueFull, SettingsError
-from logging_service.ports import Tally
-from logging_service.spool_book import Book, Clock
-from logging_service.spool_folder import Identity, SpoolFolder
+from logging_service.ports import Reserve, Tally
+from logging_service.spool_book import Book, Clock, Holding
+from logging_service.spool_folder import Identity, SpoolFolder, place_of
 from logging_service.spool_rows import HEAD_SIZE, PAGE_BYTES, FileDamaged, ForeignFile
 
 _log = structlog.get_logger()
@@ -107,6 +107,19 @@ class SpoolFile:
         """Return what was accepted in each epoch that this process has seen, the present last."""
         self.read(Book.ledger)
         return [Tally(UUID(epoch), accepted) for epoch, accepted in self._accepted.items()]
+
+    def reserves(self) -> list[Reserve]:
+        """Return what each epoch that this process has seen has accepted, the present last.
+
+        Nothing is left of those that are over, and nothing of a spool in memory outlives it.
+        """
+        if self._folder is None:
+            return []
+        place = place_of(self._folder.file)
+        present = Reserve(*self.read(Book.holding), place)
+        known = ((UUID(epoch), accepted) for epoch, accepted in self._accepted.items())
+        over = [(epoch, accepted) for epoch, accepted in known if epoch != present.epoch]
+        return [*(Reserve(epoch, accepted, 0, 0, place) for epoch, accepted in over), present]
 
     def warnings(self) -> list[str]:
         """Say what is damaged and how full it is, a sentence each; raises when it takes nothing."""
@@ -344,22 +357,15 @@ def _put_each(book: Book, puts: list[Sequence[bytes]]) -> None:
         book.put(put)
 
 
-class Peeked(NamedTuple):
-    """Events in a spool file, and those in it that are damaged."""
-
-    events: int
-    damaged: int
-
-
-def peek(file: Path) -> Peeked:
-    """Count what another process's spool file holds; 0 for one that cannot be read."""
+def peek(file: Path) -> Holding | None:
+    """Count what another process's spool file holds; None where it cannot be read."""
     try:
         if not file.stat().st_size:
-            return Peeked(0, 0)
+            return None
         with closing(apsw.Connection(str(file), apsw.SQLITE_OPEN_READWRITE)) as connection:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             with connection:
-                counts = Book(connection, 0, Clock()).counts()
-    except (*_DAMAGE, *_SUSPICIOUS, apsw.Error, OSError):
-        return Peeked(0, 0)
-    return Peeked(counts.waiting + counts.in_flight, counts.damaged)
+                holding = Book(connection, 0, Clock()).holding()
+    except (*_DAMAGE, *_SUSPICIOUS, apsw.Error, OSError, ValueError):
+        return None
+    return holding

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +17,7 @@ from logging_service.errors import QueueFull, SettingsError
 _DAMAGED = ".damaged-"
 _SALVAGED = ".salvaged-"
 _WAL = "-wal"
+_SHM = "-shm"
 _TURN_SECONDS = 2.0
 _TURN_POLL_SECONDS = 0.0005
 _MOST_FREE_BYTES = 64 * 1024 * 1024
@@ -145,7 +147,7 @@ def set_aside_in(folder: Path) -> list[Path]:
     One of which only the log is left counts too.
     """
     found = folder.glob(f"*{_DAMAGED}*") if folder.is_dir() else iter(())
-    return sorted({path.with_name(path.name.removesuffix(_WAL)) for path in found})
+    return sorted({path.with_name(_without_ending(path.name)) for path in found})
 
 
 @contextmanager
@@ -159,6 +161,8 @@ def held_for_salvage(file: Path) -> Iterator[None]:
             parts = [part for part in (file, _with(file, _WAL)) if part.exists()]
             if not parts:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if not all(part.is_file() for part in parts):
+                raise SettingsError(f"{file} is no file that could be a spool")
             lock = _with(file, ".lock")
             for part in (*parts, lock) if lock.exists() else parts:
                 opened = held.enter_context(part.open("rb"))
@@ -170,6 +174,11 @@ def held_for_salvage(file: Path) -> Iterator[None]:
         yield
 
 
+def was_set_aside(file: Path) -> bool:
+    """Whether a file's name says that it was a spool, whatever is left in it."""
+    return _DAMAGED in file.name or _SALVAGED in file.name
+
+
 def mark_salvaged(file: Path) -> Path:
     """Give a file and its log a name that says that nothing in it waits, and return it."""
     if _SALVAGED in file.name:
@@ -179,12 +188,25 @@ def mark_salvaged(file: Path) -> Path:
     return _renamed(file, _unused(file, _SALVAGED))
 
 
+def place_of(file: Path) -> str:
+    """Return what tells a file's place from every other one, on this host and on others."""
+    return f"{socket.gethostname()}:{file.parent.resolve() / file.name}"
+
+
+def original_of(file: Path) -> Path:
+    """Return the name that a file had before it was set aside or salvaged."""
+    name = file.name
+    for infix in (_DAMAGED, _SALVAGED):
+        name = name.partition(infix)[0]
+    return file.with_name(name)
+
+
 def _renamed(file: Path, name: Path) -> Path:
     for ending in ("", _WAL):
         with suppress(FileNotFoundError):
             _with(file, ending).rename(_with(name, ending))
     # A new file under the old name would take the old one's index for its own.
-    _with(file, "-shm").unlink(missing_ok=True)
+    _with(file, _SHM).unlink(missing_ok=True)
     _keep_names(file.parent)
     return name
 
@@ -214,6 +236,10 @@ def _locked(file: IO[bytes], kind: int, until: float = 0) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _without_ending(name: str) -> str:
+    return name.removesuffix(_WAL).removesuffix(_SHM)
 
 
 def _with(file: Path, ending: str) -> Path:

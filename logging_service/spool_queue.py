@@ -19,12 +19,12 @@ import structlog
 
 from logging_service import wire
 from logging_service.errors import BackendUnavailable, LoggingServiceError, SettingsError
-from logging_service.ports import Ack, Delivery, QueueStatus, Tally
+from logging_service.ports import Ack, Delivery, QueueStatus, Reserve, Tally
 from logging_service.spool_book import Book
-from logging_service.spool_file import Peeked, SpoolFile, peek
+from logging_service.spool_file import SpoolFile, peek
 from logging_service.spool_folder import SpoolFolder, SpoolTaken
 
-__all__ = ["Peeked", "SpoolQueue", "SpoolTaken", "open_spool_queue", "peek"]
+__all__ = ["SpoolQueue", "SpoolTaken", "open_spool_queue", "peek"]
 
 _log = structlog.get_logger()
 _Result = TypeVar("_Result")
@@ -127,6 +127,10 @@ class SpoolQueue:
     async def tallies(self) -> list[Tally]:
         """Return what was accepted in each epoch that this process has seen, the present last."""
         return await self._do(SpoolFile.tallies)
+
+    async def reserves(self) -> list[Reserve]:
+        """Return what each epoch that this process has seen has accepted, the present last."""
+        return await self._do(SpoolFile.reserves)
 
     async def warnings(self) -> list[str]:
         """Say what is damaged and whether the spool is nearly full, a sentence each.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from logging_service import wire
-from logging_service.errors import QueueFull
+from logging_service.errors import QueueFull, SettingsError
 from logging_service.ports import EventQueue
-from logging_service.spool_folder import held_for_salvage, mark_salvaged
+from logging_service.spool_folder import held_for_salvage, mark_salvaged, was_set_aside
 from logging_service.spool_pages import SpoolPages
 
 _PUT_EVENTS = 1000
@@ -45,7 +45,8 @@ async def salvage(
     `advance` is told of each so many bytes more that were read, `size_of(file)` in all. While the
     queue is full it waits, ten minutes at the most. To do it again, also after an error half-way,
     is harmless: an event that is there twice is stored once. Raises SpoolTaken when the file is in
-    use, SettingsError when there is none, BackendUnavailable when the queue takes nothing.
+    use, SettingsError when there is none or it is no spool, BackendUnavailable when the queue takes
+    nothing.
     """
     with held_for_salvage(file), closing(SpoolPages(file)) as pages:
         rows = events = damaged = 0
@@ -64,6 +65,8 @@ async def salvage(
                 rows, events, damaged = rows + 1, events + len(whole), damaged + row.damaged
         await batch.put()
         lost, unreadable = pages.lost_rows, pages.unreadable_bytes
+        if not (rows or lost) and not was_set_aside(file):
+            raise SettingsError(f"{file} has nothing of a spool in it: it is left as it is")
         return Salvaged(rows, events, damaged, lost, unreadable, mark_salvaged(file))
 
 

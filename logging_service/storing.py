@@ -8,9 +8,10 @@ import structlog
 
 from logging_service.backends import open_books
 from logging_service.bookkeeper import Bookkeeper
+from logging_service.books import Books
 from logging_service.delivering import Consumer, Limits, Pause
 from logging_service.errors import BackendUnavailable, SchemaMismatch
-from logging_service.ports import Books, EventQueue, EventStore
+from logging_service.ports import EventQueue, EventStore
 from logging_service.settings import Settings
 
 _log = structlog.get_logger()

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import apsw
 import pytest
 from events_made import an_event
 from redis.asyncio import Redis
@@ -220,6 +221,21 @@ async def test_a_drain_that_was_cut_off_before_its_end_pushes_once(
         assert not await pair.queue.drain_next(spool)
     assert await redis.lrange("log_queue", 0, -1) == events
     assert (await pair.queue.tallies())[-1].accepted == 5
+
+
+async def test_another_programs_file_at_its_place_is_left_alone(file: Path, free_port: int) -> None:
+    first = file.with_name("queue-fallback-0.sqlite")
+    first.parent.mkdir()
+    with closing(apsw.Connection(str(first))) as foreign:
+        foreign.execute("CREATE TABLE theirs (x)")
+    away = f"redis://127.0.0.1:{free_port}/0"
+    async with (
+        open_redis_queue(away, name="log_queue", ttl_seconds=60, timeout_ms=250) as redis,
+        open_failover_queue(redis, FallbackSpools(file, MAX_BYTES), drain_per_second=1000) as queue,
+    ):
+        assert await queue.put(numbered(0, 1)) == "spooled"
+    with closing(apsw.Connection(str(first))) as foreign:
+        assert list(foreign.execute("SELECT name FROM sqlite_schema")) == [("theirs",)]
 
 
 async def test_two_producers_of_a_host_use_two_files(pair: Pair, redis: Redis, file: Path) -> None:

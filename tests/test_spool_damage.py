@@ -360,6 +360,22 @@ class TestSalvage:
             again = await salvage(result.file, queue, told.append, ttl_seconds=3600)
             assert (again.events, again.file) == (1535, result.file)
 
+    async def test_what_is_no_spool_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+        foreign = tmp_path / "foreign.sqlite"
+        with closing(apsw.Connection(str(foreign))) as connection:
+            connection.execute("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+        text = tmp_path / "notes.txt"
+        text.write_text("nothing of ours")
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        there = sorted(tmp_path.iterdir())
+        async with a_queue(tmp_path / "spool" / "queue.sqlite") as queue:
+            for file in (foreign, text, pipe):
+                with pytest.raises(SettingsError, match=file.name):
+                    await salvage(file, queue, lambda _: None, ttl_seconds=3600)
+            assert await take_all(queue) == []
+        assert {*there} <= {*tmp_path.iterdir()}
+
     async def test_what_waited_too_long_to_be_stored_counts_as_received_now(
         self, file: Path
     ) -> None:

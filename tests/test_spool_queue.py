@@ -130,7 +130,9 @@ class TestProcesses:
                 with pytest.raises(SpoolTaken, match=str(file)):
                     async with open_spool_queue(file, max_bytes=GIB, exclusive=exclusive):
                         pass
-            assert peek(file).events > 0
+            holding = peek(file)
+            assert holding is not None
+            assert holding.held > 0
 
     async def test_a_shared_file_cannot_be_owned(self, file: Path) -> None:
         async with open_spool_queue(file, max_bytes=GIB, exclusive=False):
