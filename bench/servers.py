@@ -209,6 +209,18 @@ def environment_of(folder: Path, api_key: str) -> dict[str, str]:
     }
 
 
+def usual_servers(folder: Path) -> tuple[Postgres, Valkey]:
+    """Return the bundled servers with their usual settings, above all `fsync`; not started."""
+    postgres = Postgres(
+        folder,
+        port=unused_port(),
+        user="logging_service_user",
+        password=secrets.token_urlsafe(24),
+        database="code_reviewer_logs",
+    )
+    return postgres, Valkey(folder, port=unused_port())
+
+
 @asynccontextmanager
 async def a_pipeline() -> AsyncIterator[Pipeline]:
     """Yield the bundled servers with their usual settings, a producer, a consumer and the rest."""
@@ -216,14 +228,7 @@ async def a_pipeline() -> AsyncIterator[Pipeline]:
         folder = temporary_folder("bench")
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         create(folder)
-        postgres = Postgres(
-            folder,
-            port=unused_port(),
-            user="logging_service_user",
-            password=secrets.token_urlsafe(24),
-            database="code_reviewer_logs",
-        )
-        valkey = Valkey(folder, port=unused_port())
+        postgres, valkey = usual_servers(folder)
         for server in (postgres, valkey):
             stack.push_async_callback(server.stop)
         await asyncio.gather(postgres.start(), valkey.start())

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import psutil
 
-from bench.servers import ROOT, Service, environment_of, temporary_folder, unused_port
+from bench.servers import (
+    ROOT,
+    Service,
+    environment_of,
+    temporary_folder,
+    unused_port,
+    usual_servers,
+)
 from chaos.proxy import Proxy
 from logging_service.data_folder import create
 from logging_service.embedded import Postgres, Valkey
@@ -182,18 +189,6 @@ class _Network:
                 proxy.refuse()
 
 
-def _servers(folder: Path) -> tuple[Postgres, Valkey]:
-    # Their usual settings, above all `fsync` and `appendfsync`: durability is what is tested.
-    postgres = Postgres(
-        folder,
-        port=unused_port(),
-        user="logging_service_user",
-        password=secrets.token_urlsafe(24),
-        database="code_reviewer_logs",
-    )
-    return postgres, Valkey(folder, port=unused_port())
-
-
 async def _services(network: _Network, folder: Path, api_key: str) -> dict[str, Part]:
     plain = environment_of(folder, api_key) | {"LOG_LEVEL": "info"}
     services = {}
@@ -235,7 +230,7 @@ async def a_pipeline(
     What they keep and say lies in `folder`; nothing of them runs afterwards.
     """
     async with AsyncExitStack() as stack:
-        postgres, valkey = _servers(folder)
+        postgres, valkey = usual_servers(folder)
         network = _Network(postgres, valkey)
         stack.callback(network.close)
         stack.push_async_callback(postgres.stop)

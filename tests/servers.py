@@ -14,6 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.error import URLError
 
+import psutil
+
 from bench.servers import unused_port as unused_port  # noqa: PLC0414 - tests take it from here
 from logging_service.embedded import Postgres, Valkey, valkey_binary
 
@@ -97,6 +99,26 @@ def run_service(
         finally:
             ended = _end(process)
         assert ended, f"{name} did not end by SIGTERM in {_GRACE_SECONDS} s"
+
+
+def run_tool(name: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start `bench/run.py` or `chaos/run.py`, with `folder` for what they keep."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / name / "run.py"), *arguments],
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes whose command or environment names `folder`."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if str(folder) in f"{process.info['cmdline']}{process.info['environ']}"
+    ]
 
 
 def run_to_end(name: str, environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:

@@ -1,7 +1,6 @@
 """The benchmark's arithmetic, its events, its load generator and what it prints."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,9 +10,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import psutil
 import pytest
-from servers import ROOT, unused_port
+from servers import ROOT, processes_of, run_tool, unused_port
 
 from bench.figures import Figures, PostLog, Queryable, Stored, percentile, ratio_of
 from bench.load import around, drive, end_of_answer, pace
@@ -140,37 +138,19 @@ def test_a_steady_run_sends_nothing_before_it_is_due(echo_port: int) -> None:
     assert outcome.seconds >= 19 / 200
 
 
-def _bench(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "bench" / "run.py"), *arguments],
-        env={"PATH": os.environ["PATH"], "TMPDIR": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _processes_of(folder: Path) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "environ"])
-        if str(folder) in f"{process.info['cmdline']}{process.info['environ']}"
-    ]
-
-
 def test_a_short_run_prints_every_figure_and_leaves_nothing(tmp_path: Path) -> None:
-    with _bench(tmp_path, "--seconds", "0.1") as run:
+    with run_tool("bench", tmp_path, "--seconds", "0.1") as run:
         out, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
     *table, last = out.splitlines()
     assert list(_shape(last).items()) == list(_SHAPE.items())
     assert not any(line.startswith("{") for line in table)
     assert list(tmp_path.iterdir()) == []
-    assert _processes_of(tmp_path) == []
+    assert processes_of(tmp_path) == []
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
-    with _bench(tmp_path, "--seconds", "30") as run:
+    with run_tool("bench", tmp_path, "--seconds", "30") as run:
         until = time.monotonic() + 60
         while not list(islice(tmp_path.glob("*/producer.log"), 1)) and time.monotonic() < until:
             time.sleep(0.05)
@@ -178,4 +158,4 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         run.communicate(timeout=60)
     assert run.returncode == 130
     assert list(tmp_path.iterdir()) == []
-    assert _processes_of(tmp_path) == []
+    assert processes_of(tmp_path) == []

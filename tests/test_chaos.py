@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +18,7 @@ import asyncpg
 import psutil
 import pytest
 from events_made import an_event
-from servers import ROOT, unused_port
+from servers import processes_of, run_tool, unused_port
 from stored_rows import NOON, Row, a_row, store_rows
 
 from chaos import load
@@ -34,24 +32,6 @@ _LINE = re.compile(
 )
 
 
-def _chaos(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "chaos" / "run.py"), *arguments],
-        env={"PATH": os.environ["PATH"], "TMPDIR": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _processes_of(folder: Path) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "environ"])
-        if str(folder) in f"{process.info['cmdline']}{process.info['environ']}"
-    ]
-
-
 def _wait_for_ledger(folder: Path) -> None:
     until = time.monotonic() + 60
     while not list(islice(folder.glob("*/ledger.txt"), 1)):
@@ -60,7 +40,7 @@ def _wait_for_ledger(folder: Path) -> None:
 
 
 def test_a_minute_of_kills_loses_nothing_and_the_balance_closes(tmp_path: Path) -> None:
-    with _chaos(tmp_path, "--minutes", "1") as run:
+    with run_tool("chaos", tmp_path, "--minutes", "1") as run:
         out, err = run.communicate(timeout=400)
     assert run.returncode == 0, out + err
     first, *_, balance, last = out.splitlines()
@@ -68,22 +48,22 @@ def test_a_minute_of_kills_loses_nothing_and_the_balance_closes(tmp_path: Path) 
     assert _LINE.fullmatch(last), out
     assert "balanced=True" in balance
     assert list(tmp_path.iterdir()) == []
-    assert _processes_of(tmp_path) == []
+    assert processes_of(tmp_path) == []
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
-    with _chaos(tmp_path, "--minutes", "5", "--kills-per-minute", "60") as run:
+    with run_tool("chaos", tmp_path, "--minutes", "5", "--kills-per-minute", "60") as run:
         _wait_for_ledger(tmp_path)
         time.sleep(random.random() * 5)
         run.send_signal(signal.SIGINT)
         run.communicate(timeout=60)
     assert run.returncode == 130
     assert list(tmp_path.iterdir()) == []
-    assert _processes_of(tmp_path) == []
+    assert processes_of(tmp_path) == []
 
 
 def test_a_run_that_fails_says_so_and_leaves_nothing(tmp_path: Path) -> None:
-    with _chaos(tmp_path, "--minutes", "0.05") as run:
+    with run_tool("chaos", tmp_path, "--minutes", "0.05") as run:
         _wait_for_ledger(tmp_path)
         for process in psutil.Process(run.pid).children():
             if "load.py" in " ".join(process.cmdline()):
@@ -92,7 +72,7 @@ def test_a_run_that_fails_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert err.splitlines()[-1] == "chaos: the senders gave up, see load.log (--keep)"
     assert list(tmp_path.iterdir()) == []
-    assert _processes_of(tmp_path) == []
+    assert processes_of(tmp_path) == []
 
 
 def an_id(number: int) -> bytes:
