@@ -1,14 +1,20 @@
 """What every EventQueue promises, on every adapter."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from events_made import an_event
 from redis.asyncio import Redis
+from servers import unused_port
 
 from logging_service import wire
+from logging_service.data_folder import create
+from logging_service.embedded import Valkey
 from logging_service.ports import Delivery, EventQueue, Tally
 from logging_service.redis_queue import open_redis_queue
 from logging_service.spool_queue import open_spool_queue
@@ -16,12 +22,36 @@ from logging_service.spool_queue import open_spool_queue
 LEASE_SECONDS = 0.2
 
 
+def opened_at(url: str) -> AbstractAsyncContextManager[EventQueue]:
+    return open_redis_queue(
+        url, name="log_queue", ttl_seconds=60, timeout_ms=2000, lease_seconds=LEASE_SECONDS
+    )
+
+
 @pytest.fixture
 async def redis_queue(redis_url: str, redis: Redis) -> AsyncIterator[EventQueue]:
     assert await redis.dbsize() == 0
-    async with open_redis_queue(
-        redis_url, name="log_queue", ttl_seconds=60, timeout_ms=2000, lease_seconds=LEASE_SECONDS
-    ) as opened:
+    async with opened_at(redis_url) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+async def bundled_server() -> AsyncIterator[Valkey]:
+    with TemporaryDirectory(prefix="logging-service-tests-") as folder:
+        create(Path(folder))
+        server = Valkey(Path(folder), port=unused_port())
+        try:
+            await server.start()
+            yield server
+        finally:
+            await server.stop()
+
+
+@pytest.fixture
+async def bundled_queue(bundled_server: Valkey) -> AsyncIterator[EventQueue]:
+    async with Redis.from_url(bundled_server.url) as client:
+        await client.flushall()
+    async with opened_at(bundled_server.url) as opened:
         yield opened
 
 
@@ -42,6 +72,9 @@ async def memory_queue() -> AsyncIterator[EventQueue]:
 
 
 ACKS = {"redis_queue": "queued", "spool_queue": "spooled", "memory_queue": "in_memory"}
+if shutil.which("redis-server"):
+    # Then that is the suite's server, and the bundled one has to keep the same promises.
+    ACKS["bundled_queue"] = "queued"
 
 
 @pytest.fixture(params=ACKS)
