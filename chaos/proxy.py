@@ -51,6 +51,7 @@ class Proxy:
         self._last_words: Sequence[bytes] = ()
         self._listener: asyncio.Server | None = None
         self._links: set[_Link] = set()
+        self._beginning = asyncio.Lock()
 
     async def mend(self) -> None:
         """Listen, and pass everything on."""
@@ -59,8 +60,10 @@ class Proxy:
         self._last_words = ()
         for link in [link for link in self._links if link.has_swallowed]:
             link.reset()
-        if self._listener is None:
-            self._listener = await asyncio.start_server(self._serve, _HOST, self.port)
+        # Faults overlap, and then several end at once.
+        async with self._beginning:
+            if self._listener is None:
+                self._listener = await asyncio.start_server(self._serve, _HOST, self.port)
 
     def refuse(self) -> None:
         """Reset every connection and take none."""

@@ -56,8 +56,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         _wait_for_ledger(tmp_path)
         time.sleep(random.random() * 5)
         run.send_signal(signal.SIGINT)
-        run.communicate(timeout=60)
-    assert run.returncode == 130
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
     assert list(tmp_path.iterdir()) == []
     assert processes_of(tmp_path) == []
 
@@ -196,6 +196,12 @@ class TestProxy:
             assert await client.ask(b"hello") == b"HELLO"
             proxy.delay_seconds = 0.01
             assert await client.ask(b"again") == b"AGAIN"
+
+    async def test_faults_that_end_at_once_end(self, proxy: Proxy) -> None:
+        proxy.refuse()
+        await asyncio.gather(*(proxy.mend() for _ in range(3)))
+        async with a_client(proxy) as client:
+            assert await client.ask(b"hello") == b"HELLO"
 
     async def test_the_answer_to_the_last_word_is_lost_once(self, proxy: Proxy, echo: Echo) -> None:
         async with a_client(proxy) as client:
