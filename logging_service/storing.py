@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
@@ -54,15 +54,23 @@ async def keeping_books(settings: Settings, queue: EventQueue) -> AsyncIterator[
     async with open_books(settings) as books:
         keeper = Bookkeeper(queue, books)
         keeping = asyncio.create_task(keeper.run())
+        telling = asyncio.create_task(_tell_risks(queue))
         try:
             yield books
         finally:
+            telling.cancel()
             # A database that fell silent keeps a cancelled statement waiting: leave it behind.
             keeping.cancel()
             await asyncio.wait({keeping}, timeout=_LAST_NOTE_SECONDS)
             last = asyncio.create_task(keeper.note())
             await asyncio.wait({last}, timeout=_LAST_NOTE_SECONDS)
             last.cancel()
+
+
+async def _tell_risks(queue: EventQueue) -> None:
+    with suppress(BackendUnavailable):
+        for reason in await queue.warnings():
+            _log.warning("queue_at_risk", reason=reason)
 
 
 @asynccontextmanager

@@ -210,6 +210,21 @@ async def test_servers_that_are_not_there_yet_are_waited_for(
             assert "database_unavailable" in consumer.log
 
 
+@pytest.mark.parametrize("service", ["consumer", "producer"])
+async def test_a_server_that_may_lose_events_is_named_in_the_log_and_in_health(
+    environment: dict[str, str], redis: Redis, service: str
+) -> None:
+    await redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        with run_service(service, environment) as running:
+            answer = await asyncio.to_thread(health, running.url)
+            assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+            assert "allkeys-lru" in answer.text
+            await until(lambda: asyncio.to_thread(lambda: "queue_at_risk" in running.log))
+    finally:
+        await redis.config_set("maxmemory-policy", "noeviction")
+
+
 async def test_a_pause_has_an_end_however_long_the_outage() -> None:
     stopping = asyncio.Event()
     stopping.set()
