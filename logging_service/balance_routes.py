@@ -10,7 +10,8 @@ from logging_service.balance import TERMS, Balance
 from logging_service.bookkeeper import balance_as_noted, read_balance
 from logging_service.errors import LoggingServiceError
 from logging_service.event_query import refuse_unknown
-from logging_service.web import answer_within, json_answer, schema_of
+from logging_service.health import answer_within
+from logging_service.web import json_answer, schema_of
 
 _SCRAPE_SECONDS = 1.0
 _EXAMPLE = {

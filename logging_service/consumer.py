@@ -22,6 +22,7 @@ from starlette.responses import Response
 from logging_service.backends import open_queue, open_store
 from logging_service.delivering import Consumer, Limits
 from logging_service.errors import SchemaMismatch, SettingsError
+from logging_service.health import Check, Health, health
 from logging_service.logs import configure_logs
 from logging_service.ports import EventQueue, EventStore
 from logging_service.server import (
@@ -32,16 +33,7 @@ from logging_service.server import (
 )
 from logging_service.settings import Settings, load_settings
 from logging_service.storing import keeping_books, wait_for_schema
-from logging_service.web import (
-    Check,
-    Health,
-    RequestContext,
-    create_face,
-    describe_types,
-    endpoints_of,
-    health,
-    schema_of,
-)
+from logging_service.web import RequestContext, create_face, describe_types, endpoints_of, schema_of
 
 _log = structlog.get_logger()
 

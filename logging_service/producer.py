@@ -41,6 +41,7 @@ from logging_service.events import (
     EventEncoder,
 )
 from logging_service.group_commit import GroupCommit
+from logging_service.health import Check, Health, KeyReport, health
 from logging_service.http_protocol import WriteProtocol
 from logging_service.intake import MAX_EVENTS
 from logging_service.logs import configure_logs
@@ -56,14 +57,10 @@ from logging_service.settings import Settings, load_settings
 from logging_service.stored_watch import StoredWatch
 from logging_service.storing import keeping_books, storing_here
 from logging_service.web import (
-    Check,
-    Health,
-    KeyReport,
     RequestContext,
     create_face,
     describe_types,
     endpoints_of,
-    health,
     json_answer,
     read_body,
     schema_of,

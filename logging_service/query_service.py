@@ -41,20 +41,17 @@ from logging_service.event_query import (
     read_query,
     refuse_unknown,
 )
+from logging_service.health import Check, Health, KeyReport, health
 from logging_service.http_protocol import LimitedProtocol
 from logging_service.logs import configure_logs
 from logging_service.ports import Event, EventQueue, EventReader, EventTypeCount, Page, Total
 from logging_service.server import refuse_to_start, serve
 from logging_service.settings import Settings, load_settings
 from logging_service.web import (
-    Check,
-    Health,
-    KeyReport,
     RequestContext,
     create_face,
     describe_types,
     endpoints_of,
-    health,
     json_answer,
     schema_of,
 )

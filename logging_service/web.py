@@ -1,10 +1,9 @@
-"""What every HTTP face shares: problem documents, request ids, health, metrics."""
+"""What every HTTP face shares: problem documents, request ids, metrics."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -26,7 +25,6 @@ from logging_service.errors import (
     FieldRejected,
     Forbidden,
     HeaderTooLarge,
-    LoggingServiceError,
     NotHttp,
     QueueFull,
     RateLimited,
@@ -39,10 +37,7 @@ from logging_service.settings import Settings
 
 _log = structlog.get_logger()
 
-_Answer = TypeVar("_Answer")
-
 RETRY_AFTER_SECONDS = 5
-_CHECK_SECONDS = 1.0
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
@@ -309,85 +304,6 @@ def release() -> str:
         return version("logging-service")
     except PackageNotFoundError:
         return "unknown"
-
-
-State = Literal["ok", "degraded", "unavailable"]
-
-
-class Check(NamedTuple):
-    """A dependency: `run` returns None or what is not as it should be, and raises when it is away.
-
-    Without a dependency that is not `essential` the service is degraded only.
-    """
-
-    name: str
-    run: Callable[[], Awaitable[str | None]]
-    essential: bool = True
-
-
-class Dependency(msgspec.Struct, omit_defaults=True):
-    """How a dependency is, and why it is not ok."""
-
-    status: State
-    detail: str | None = None
-
-
-class KeyReport(msgspec.Struct):
-    """What the key of a request is good for."""
-
-    valid: bool
-    name: str
-    scopes: list[str]
-
-
-class Health(msgspec.Struct, omit_defaults=True):
-    """How a service is, by its worst dependency."""
-
-    status: State
-    service: str
-    version: str
-    dependencies: dict[str, Dependency]
-    api_key: KeyReport | None = None
-
-
-async def health(service: str, checks: Sequence[Check], api_key: KeyReport | None) -> Response:
-    """Return what /health answers: all checks at once, a second for each; 503 if unavailable."""
-    states = await asyncio.gather(*(_examine(check) for check in checks))
-    status: State = "ok"
-    if any(state.status != "ok" for state in states):
-        status = "degraded"
-    away = [state.status == "unavailable" for state in states]
-    if any(gone and check.essential for check, gone in zip(checks, away, strict=True)):
-        status = "unavailable"
-    names = (check.name for check in checks)
-    dependencies = dict(zip(names, states, strict=True))
-    answer = Health(status, service, release(), dependencies, api_key)
-    return json_answer(answer, 503 if status == "unavailable" else 200)
-
-
-def _forget(asked: "asyncio.Future[_Answer]") -> None:
-    if not asked.cancelled():
-        asked.exception()
-
-
-async def answer_within(seconds: float, run: Callable[[], Awaitable[_Answer]]) -> _Answer:
-    """Return what `run` returns; raises TimeoutError after `seconds`, whatever hangs."""
-    asking = asyncio.ensure_future(run())
-    # Not a timeout: what hangs may take as long to give up.
-    await asyncio.wait({asking}, timeout=seconds)
-    if not asking.done():
-        asking.cancel()
-        asking.add_done_callback(_forget)
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return asking.result()
-
-
-async def _examine(check: Check) -> Dependency:
-    try:
-        fault = await answer_within(_CHECK_SECONDS, check.run)
-    except (LoggingServiceError, TimeoutError) as error:
-        return Dependency("unavailable", str(error))
-    return Dependency("degraded", fault) if fault else Dependency("ok")
 
 
 def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

@@ -256,6 +256,7 @@ async def test_a_database_that_falls_silent_does_not_hold_the_stop_up(
             ):
                 connection.sendall(asked)
                 assert answer_on(connection)
+                # Books and checks come once a second: some find the database there, some silent.
                 time.sleep(1.5)
                 relay.is_half_open = True
                 connection.sendall(asked)

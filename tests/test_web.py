@@ -24,19 +24,16 @@ from logging_service.errors import (
     SchemaTooNew,
     Unauthenticated,
 )
+from logging_service.health import Check, Health, KeyReport, health
 from logging_service.server import serve
 from logging_service.settings import Settings
 from logging_service.web import (
     PROBLEMS,
     STATUS,
-    Check,
-    Health,
-    KeyReport,
     RequestContext,
     create_face,
     describe_types,
     endpoints_of,
-    health,
     json_answer,
     schema_of,
 )
