@@ -18,6 +18,8 @@ MAX_PAYLOAD_BYTES = 256 * 1024
 MAX_PAYLOAD_DEPTH = 32
 MAX_SESSION_ID = 200
 MAX_TRACE_ID = 64
+# Five years: how old an event may be where nothing is removed by age, and in a backfill.
+MAX_AGE_DAYS = 5 * 365 + 1
 # Beyond this a double, and with it most JSON readers, cannot tell neighbouring integers apart.
 MAX_INTEGER = 2**53 - 1
 
@@ -223,10 +225,10 @@ _STRICT = json.JSONDecoder(parse_int=_strict_integer, parse_float=_strict_float)
 
 
 class EventEncoder:
-    """Checks sent events and turns them into the queue's bytes."""
+    """Checks sent events, at most `ttl_days` old (0: five years), and makes the queue's bytes."""
 
     def __init__(self, ttl_days: int) -> None:
-        self._oldest = (ttl_days or 5 * 365 + 1) * 86_400_000_000
+        self._oldest = (ttl_days or MAX_AGE_DAYS) * 86_400_000_000
         self._ids = Uuid7Clock()
 
     def encode(self, sent: SentEvent, origin: Origin, *, suspicious: bool) -> Encoded:

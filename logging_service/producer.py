@@ -38,7 +38,6 @@ from logging_service.events import (
     MAX_PAYLOAD_DEPTH,
     MAX_SESSION_ID,
     MAX_TRACE_ID,
-    EventEncoder,
 )
 from logging_service.group_commit import GroupCommit
 from logging_service.health import Check, Health, KeyReport, health
@@ -70,6 +69,7 @@ from logging_service.write_path import (
     SERVICE,
     Answer,
     BatchTaken,
+    Encoders,
     EventTaken,
     WritePath,
     WriteRequest,
@@ -168,10 +168,10 @@ def create_app() -> RequestContext:
             commit, watch = GroupCommit(queue), StoredWatch(reader)
             stack.push_async_callback(watch.drain)
             stack.push_async_callback(commit.drain)
-            encoder = EventEncoder(settings.log_ttl_days)
+            encoders = Encoders.of(settings.log_ttl_days)
             spare_the_collector()
             yield {
-                "write_path": WritePath(keyring, limiter, commit, watch, encoder),
+                "write_path": WritePath(keyring, limiter, commit, watch, encoders),
                 "status": Status(settings, queue, store, consumer),
             }
 
@@ -279,6 +279,14 @@ _WAIT = {
     "description": "answer when the event can be queried, after two seconds at the latest",
 }
 
+_BACKFILL = {
+    "name": "backfill",
+    "in": "query",
+    "schema": {"type": "boolean", "default": False},
+    "description": "take events up to five years old, whatever `LOG_TTL_DAYS`; needs the scope "
+    "`admin`",
+}
+
 
 def _add_write_routes(face: FastAPI) -> None:
     one = _EVENT_SCHEMA
@@ -310,7 +318,7 @@ def _add_write_routes(face: FastAPI) -> None:
             207: schema_of(BatchTaken, batch_example),
         },
         openapi_extra={
-            "parameters": [_WAIT],
+            "parameters": [_WAIT, _BACKFILL],
             "requestBody": {
                 "required": True,
                 "content": {

@@ -7,7 +7,7 @@ without a task, a scope or a framework.
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 from urllib.parse import parse_qs
 
 import msgspec
@@ -15,9 +15,9 @@ import structlog
 from starlette.responses import Response
 
 from logging_service import metrics, wire
-from logging_service.auth import Keyring, Principal
+from logging_service.auth import Keyring, Principal, require
 from logging_service.errors import BackendUnavailable, LoggingServiceError, QueryRejected
-from logging_service.events import Encoded, EventEncoder, Origin
+from logging_service.events import MAX_AGE_DAYS, Encoded, EventEncoder, Origin
 from logging_service.group_commit import GroupCommit, Outcome
 from logging_service.intake import (
     MAX_BODY_BYTES,
@@ -85,6 +85,18 @@ class BatchTaken(msgspec.Struct):
     event_ids: list[str]
 
 
+class Encoders(NamedTuple):
+    """What encodes new events, and what encodes those of a backfill, which may be older."""
+
+    usual: EventEncoder
+    backfill: EventEncoder
+
+    @classmethod
+    def of(cls, ttl_days: int) -> Self:
+        """Return those of a service that keeps events for `ttl_days`, 0 for good."""
+        return cls(EventEncoder(ttl_days), EventEncoder(max(ttl_days, MAX_AGE_DAYS)))
+
+
 class WritePath:
     """Answers `POST /log` and `POST /logs`."""
 
@@ -94,13 +106,13 @@ class WritePath:
         limiter: RateLimiter,
         commit: GroupCommit,
         watch: StoredWatch,
-        encoder: EventEncoder,
+        encoders: Encoders,
     ) -> None:
         self._keyring = keyring
         self._limiter = limiter
         self._commit = commit
         self._watch = watch
-        self._encoder = encoder
+        self._encoders = encoders
 
     def admit(self, headers: dict[bytes, bytes]) -> Principal:
         """Return who writes, before the body is read; raises Unauthenticated or Forbidden."""
@@ -120,7 +132,11 @@ class WritePath:
         headers = request.headers
         principal = request.principal
         self._limiter.require(principal.name, request.endpoint)
-        waits = _waits(request.query) if request.query else False
+        options = _options(request) if request.query else _NO_OPTIONS
+        waits, encoder = options.waits, self._encoders.usual
+        if options.is_backfill:
+            require(principal, "admin")
+            encoder = self._encoders.backfill
         request_id = request_id_from(headers.items()) if b"x-request-id" in headers else None
         origin = Origin(
             principal.source,
@@ -132,10 +148,10 @@ class WritePath:
         media = headers.get(b"content-type", b"").decode("latin-1")
         if request.endpoint == "/log":
             check_json(media)
-            one = read_one(body, self._encoder, origin)
+            one = read_one(body, encoder, origin)
             self._put([one], lambda status: _single_answer(one, status), finish, waits=waits)
             return
-        batch = read_many(body, media, self._encoder, origin)
+        batch = read_many(body, media, encoder, origin)
         if not batch.accepted:
             finish(_none_taken(batch))
             return
@@ -193,14 +209,28 @@ def _plain_body(request: WriteRequest) -> bytes:
     return decompress(request.body, name, BODY_LIMITS[request.endpoint])
 
 
-def _waits(query: bytes) -> bool:
-    wanted = parse_qs(query.decode("latin-1"), keep_blank_values=True)
-    unknown = sorted(set(wanted) - {"wait"})
+class _Options(NamedTuple):
+    waits: bool
+    is_backfill: bool
+
+
+_NO_OPTIONS = _Options(waits=False, is_backfill=False)
+_PARAMETERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "/log": {"wait": ("stored",)},
+    "/logs": {"wait": ("stored",), "backfill": ("true", "false")},
+}
+
+
+def _options(request: WriteRequest) -> _Options:
+    known = _PARAMETERS[request.endpoint]
+    sent = parse_qs(request.query.decode("latin-1"), keep_blank_values=True)
+    unknown = sorted(set(sent) - set(known))
     if unknown:
         raise QueryRejected(unknown[0][:100], "is not a parameter of this route")
-    if wanted.get("wait") != ["stored"]:
-        raise QueryRejected("wait", "has to be stored")
-    return True
+    for name, values in sent.items():
+        if len(values) != 1 or values[0] not in known[name]:
+            raise QueryRejected(name, f"has to be {' or '.join(known[name])}")
+    return _Options(waits="wait" in sent, is_backfill=sent.get("backfill") == ["true"])
 
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")

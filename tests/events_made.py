@@ -31,6 +31,24 @@ def an_event(  # noqa: PLR0913 - each names what a test is about
     return _encoder.encode(sent, origin, suspicious=False).element
 
 
+def unchecked(
+    payload: bytes,
+    event_type: str = "review_started",
+    session_id: str | None = None,
+    *,
+    source: str = "tests",
+    event_id: UUID | None = None,
+    timestamp: datetime | None = None,
+) -> bytes:
+    """Return an element with a payload as it is, whatever a producer would say to it."""
+    session = wire.NULL if session_id is None else wire.column(session_id.encode())
+    named = [wire.column(text.encode()) for text in (event_type, source)]
+    now = wire.now_micros()
+    moment = now if timestamp is None else wire.to_micros(timestamp)
+    texts = b"".join((session, *named, wire.NULL * 3))
+    return wire.encode((event_id or uuid4()).int, moment, now, texts, payload)
+
+
 def a_delivery(*events: bytes) -> Delivery:
     """Return a delivery of `events`, else of one, under a lease of its own."""
     return Delivery(uuid4(), list(events or [an_event()]), 1)

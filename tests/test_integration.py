@@ -64,6 +64,30 @@ async def test_an_event_posted_is_read_back_from_http_and_sql(
     assert (row["session_id"], row["text"]) == ("123", payload)
 
 
+def test_events_are_found_by_the_trace_and_the_request_they_belong_to(
+    pipeline: dict[str, RunningService],
+) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "X-Request-ID": "req-2"}
+    own = {"event_type": "own", "trace_id": "my-trace", "request_id": "my-request"}
+    requests.post(
+        f"{pipeline['producer'].url}/logs?wait=stored",
+        json=[own, {"event_type": "of_headers"}, {"event_type": "mixed", "trace_id": "my-trace"}],
+        headers=KEY | headers,
+        timeout=10,
+    )
+    wanted = {
+        ("trace_id", "my-trace"): ["mixed", "own"],
+        ("trace_id", trace): ["of_headers"],
+        ("request_id", "my-request"): ["own"],
+        ("request_id", "req-2"): ["mixed", "of_headers"],
+    }
+    for (name, value), types in wanted.items():
+        events = query(pipeline, "/events", **{name: value}).json()["events"]
+        assert sorted(event["event_type"] for event in events) == types
+        assert {event[name] for event in events} == {value}
+
+
 def test_a_retry_under_the_same_id_is_stored_once(pipeline: dict[str, RunningService]) -> None:
     url = f"{pipeline['producer'].url}/log?wait=stored"
     event = {"event_type": "retried", "payload": {"n": 1}}
