@@ -37,6 +37,9 @@ test: check ## every check, then every test against real servers
 bench: install ## the published figures: a table, then one line of JSON
 	@$(PY) bench/run.py
 
+bench-query: install ## how long queries take on 1 and 10 million events: 15 minutes, 20 GB
+	@$(PY) bench/query.py
+
 chaos: install ## the crash run: make chaos MINUTES=5 SEED=1 (both optional)
 	@$(PY) chaos/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
@@ -49,4 +52,4 @@ lock: install ## write both requirements files anew from pyproject.toml
 clean-data: install ## ask, stop what runs, remove DATA_DIR
 	@$(PY) -m logging_service.cli clean-data
 
-.PHONY: help install up check test bench chaos lock clean-data
+.PHONY: help install up check test bench bench-query chaos lock clean-data

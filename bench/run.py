@@ -7,27 +7,18 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
-import asyncio
-import signal
-import sys
-from collections.abc import Callable
+from functools import partial
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from bench import post_log, queryable, stored
+from bench.command import carry_out, sheet_console
 from bench.figures import Figures
-from bench.load import ServerSilent
 from bench.servers import a_pipeline
 from bench.sheet import Sheet
-from bench.stored import Miscounted
-from logging_service.errors import LoggingServiceError
-from logging_service.logs import configure_logs
 
 PARTS = ("stored", "post_log", "queryable")
 _START_SECONDS = 8.0
-_INTERRUPTED = 130
-_PLAIN_WIDTH = 120
 
 
 async def measure(parts: set[str], seconds: float, progress: Progress) -> tuple[Figures, Sheet]:
@@ -64,32 +55,6 @@ def _expected(parts: set[str], seconds: float) -> float:
     return _START_SECONDS + sum(units[part] for part in parts)
 
 
-async def _until_signalled(parts: set[str], seconds: float) -> tuple[Figures, Sheet]:
-    """Stop in order at the first signal; further ones change nothing, it takes seconds."""
-    loop = asyncio.get_running_loop()
-    work: Callable[[], object] | None = asyncio.current_task().cancel  # type: ignore[union-attr]
-
-    def stop() -> None:
-        nonlocal work
-        if work is not None:
-            work()
-            work = None
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    # Drawn seldom: what is measured needs the processors.
-    bar = Progress(
-        *columns,
-        console=Console(stderr=True),
-        refresh_per_second=2,
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-    with bar as progress:
-        return await measure(parts, seconds, progress)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, help="measure this part alone")
@@ -103,23 +68,14 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    """Measure, print and return the exit code."""
+def main() -> None:
+    """Measure and print."""
     arguments = _arguments()
-    configure_logs("bench", "warning")
     parts = {arguments.only} if arguments.only else set(PARTS)
-    try:
-        figures, sheet = asyncio.run(_until_signalled(parts, arguments.seconds))
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        print("bench: stopped", file=sys.stderr)
-        return _INTERRUPTED
-    except (LoggingServiceError, Miscounted, ServerSilent, RuntimeError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    sheet.show(Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH), figures)
+    figures, sheet = carry_out(partial(measure, parts, arguments.seconds))
+    sheet.show(sheet_console(), figures)
     print(figures.line())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -23,6 +23,7 @@ from bench.machine import cpu_seconds
 from logging_service.data_folder import create
 from logging_service.embedded import Postgres, Valkey
 from logging_service.postgres_store import open_postgres_store
+from logging_service.rollups import ROLL_UPS
 from logging_service.schema import migrate
 from logging_service.settings import Settings
 
@@ -32,7 +33,16 @@ _START_SECONDS = 30
 _STOP_SECONDS = 10
 _REFERENCE = "reference"
 _UNLIMITED = "999999999/second"
-
+# What a delivery leaves, in the order in which it and a fold take them: no two wait for each other.
+_TABLES = (
+    "log_events",
+    "event_facts",
+    "llm_calls",
+    "review_facts",
+    *(table for roll_up in ROLL_UPS for table in (roll_up.deltas, roll_up.table)),
+    "dead_letters",
+    "deliveries",
+)
 
 _handed_out: set[int] = set()
 
@@ -179,7 +189,7 @@ class Pipeline:
     async def empty(self) -> None:
         """Begin anew: empty queue and tables, everything written out."""
         await self.redis.delete("log_queue")
-        await self.database.execute("TRUNCATE log_events, deliveries, dead_letters")
+        await self.database.execute(f"TRUNCATE {', '.join(_TABLES)}")
         await self.reference.execute("TRUNCATE log_events")
         await self.admin.execute("CHECKPOINT")
 
@@ -253,13 +263,18 @@ async def _connect(stack: AsyncExitStack, url: str) -> asyncpg.Connection:
     return connection
 
 
-async def _make_databases(postgres: Postgres) -> str:
+async def add_database(postgres: Postgres, name: str) -> str:
+    """Make an empty database beside the server's own, and return its URL."""
     admin = await asyncpg.connect(postgres.admin_url, ssl=False)
     try:
-        await admin.execute(f"CREATE DATABASE {_REFERENCE} OWNER logging_service_user")
+        await admin.execute(f"CREATE DATABASE {name} OWNER logging_service_user")
     finally:
         await admin.close()
-    reference_url = f"{postgres.url.rpartition('/')[0]}/{_REFERENCE}"
+    return f"{postgres.url.rpartition('/')[0]}/{name}"
+
+
+async def _make_databases(postgres: Postgres) -> str:
+    reference_url = await add_database(postgres, _REFERENCE)
     for url in (postgres.url, reference_url):
         await migrate(url)
         async with open_postgres_store(url, connections=1) as store:

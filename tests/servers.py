@@ -101,10 +101,12 @@ def run_service(
         assert ended, f"{name} did not end by SIGTERM in {_GRACE_SECONDS} s"
 
 
-def run_tool(name: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start `bench/run.py` or `chaos/run.py`, with `folder` for what they keep."""
+def run_tool(
+    name: str, folder: Path, *arguments: str, script: str = "run"
+) -> subprocess.Popen[str]:
+    """Start a tool such as `chaos/run.py` or `bench/query.py`, with `folder` for what it keeps."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / name / "run.py"), *arguments],
+        [sys.executable, str(ROOT / name / f"{script}.py"), *arguments],
         env={"PATH": os.environ["PATH"], "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
