@@ -4,17 +4,25 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
+from logging_service.analytics import AnalyticsReader
 from logging_service.books import Books
 from logging_service.errors import LoggingServiceError, SchemaTooNew, SettingsError
 from logging_service.failover_queue import FailoverQueue, open_failover_queue
 from logging_service.fallback_spools import FallbackSpools
 from logging_service.hidden_queue import HiddenQueue
 from logging_service.ports import DeadLetters, EventQueue, EventReader, EventStore
+from logging_service.postgres_analytics import open_postgres_analytics
 from logging_service.postgres_books import open_postgres_books
 from logging_service.postgres_dead_letters import open_postgres_dead_letters
 from logging_service.postgres_reader import READ_SECONDS, open_postgres_reader
+from logging_service.postgres_rebuild import open_postgres_roll_ups
+from logging_service.postgres_reprice import open_postgres_call_ledger
 from logging_service.postgres_store import open_postgres_store
+from logging_service.price_file import read_price_file
+from logging_service.pricing import Prices
+from logging_service.rebuilding import RollUps
 from logging_service.redis_queue import RedisQueue, open_redis_queue
+from logging_service.repricing import CallLedger
 from logging_service.settings import Settings
 from logging_service.spool_folder import set_aside_in
 from logging_service.spool_queue import open_spool_queue
@@ -88,7 +96,24 @@ def _spools(settings: Settings) -> FallbackSpools:
 
 def open_store(settings: Settings) -> AbstractAsyncContextManager[EventStore]:
     """Return the store that the settings name, to be entered; it connects when first used."""
-    return open_postgres_store(settings.store_url, connections=4)
+    prices = open_prices(settings)
+    return open_postgres_store(settings.store_url, connections=4, prices=prices)
+
+
+def open_prices(settings: Settings) -> Prices:
+    """Return the prices of model calls; raises SettingsError for a file that cannot be used."""
+    own = settings.prices_file and read_price_file(settings.prices_file)
+    return Prices(own or None)
+
+
+def open_call_ledger(settings: Settings) -> AbstractAsyncContextManager[CallLedger]:
+    """Return the ledger of model calls, to be entered by one at a time, who corrects it."""
+    return open_postgres_call_ledger(settings.store_url)
+
+
+def open_roll_ups(settings: Settings) -> AbstractAsyncContextManager[RollUps]:
+    """Return the roll-ups, to be entered by one at a time, who makes them anew."""
+    return open_postgres_roll_ups(settings.store_url, open_prices(settings))
 
 
 def open_books(settings: Settings) -> AbstractAsyncContextManager[Books]:
@@ -109,6 +134,11 @@ def open_reader(
     `read_seconds` bounds what one question may read where no index answers it.
     """
     return open_postgres_reader(settings.store_url, connections=8, read_seconds=read_seconds)
+
+
+def open_analytics(settings: Settings) -> AbstractAsyncContextManager[AnalyticsReader]:
+    """Return what adds up the events of the store; it connects when first used."""
+    return open_postgres_analytics(settings.store_url, connections=4)
 
 
 async def refuse_newer_schema(settings: Settings) -> None:

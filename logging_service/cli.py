@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from logging_service import dead_letter_commands, spool_commands
+from logging_service import dead_letter_commands, ledger_commands, spool_commands
 from logging_service.errors import LoggingServiceError, SchemaMismatch, SettingsError
 from logging_service.settings import Settings, load_settings
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 app.add_typer(dead_letter_commands.app, name="dead-letters")
 app.add_typer(spool_commands.app, name="spool")
+app.add_typer(ledger_commands.app)
 
 _STOP_SECONDS = 12
 

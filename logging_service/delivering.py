@@ -49,6 +49,7 @@ _RELEASE_SECONDS = 1.0
 _STOPPED_SECONDS = 30.0
 _GIVEN_BACK_SECONDS = 1.0
 _SETTLE_SECONDS = 5.0
+_FOLD_SECONDS = 10.0
 # By then no other consumer has the lease any more, and no server is about to take `done` back.
 _SETTLED_AFTER_SECONDS = 60.0
 _MOST_DONE = 50_000
@@ -169,7 +170,7 @@ class Consumer:
 
     async def run(self) -> None:
         """Work until told to stop; raises SchemaMismatch when the schema does not fit."""
-        jobs = (self._extend_leases, self._prepare_days, self._settle_leases)
+        jobs = (self._extend_leases, self._prepare_days, self._settle_leases, self._fold)
         try:
             async with asyncio.TaskGroup() as tasks:
                 housekeeping = [tasks.create_task(job()) for job in jobs]
@@ -338,6 +339,8 @@ class Consumer:
         metrics.EVENTS_DUPLICATE.inc(appended.duplicates)
         metrics.EVENTS_DEAD_LETTERED.inc(appended.dead_lettered)
         metrics.EVENTS_EXPIRED.inc(appended.expired)
+        for model, queries in appended.queries.items():
+            metrics.count_queries(model, queries.ok, queries.failed, queries.nanos)
         now = wire.now_micros()
         metrics.EVENT_DELAY.observe_many([(now - moment) / 1e6 for moment in batch.received])
         if appended.dead_lettered or appended.expired:
@@ -366,6 +369,14 @@ class Consumer:
                 await asyncio.sleep(_LONGEST_PAUSE_SECONDS)
             else:
                 await asyncio.sleep(_PREPARE_SECONDS)
+
+    async def _fold(self) -> None:
+        while True:
+            await asyncio.sleep(_FOLD_SECONDS)
+            try:
+                await self._store.fold()
+            except LoggingServiceError as error:
+                _log.warning("roll_ups_not_folded", reason=str(error))
 
     async def _settle_leases(self) -> None:
         while True:

@@ -204,7 +204,7 @@ def _key_in(cursor: str, wanted: Filter) -> EventKey:
     try:
         return EventKey(wire.from_micros(micros), UUID(bytes=event_id))
     except OverflowError:
-        raise _no_cursor() from None
+        raise no_cursor() from None
 
 
 def sealed_cursor(position: bytes, wanted: object) -> str:
@@ -214,18 +214,29 @@ def sealed_cursor(position: bytes, wanted: object) -> str:
 
 def position_in(cursor: str, wanted: object, size: int) -> bytes:
     """Return the position of `size` bytes in a cursor; raises QueryRejected for any other text."""
+    position = opened_cursor(cursor, wanted)
+    if len(position) != size:
+        raise no_cursor()
+    return position
+
+
+def opened_cursor(cursor: str, wanted: object) -> bytes:
+    """Return the position in a cursor; raises QueryRejected for what `sealed_cursor` did not make.
+
+    Its seal keeps mistakes out, and nobody who means to forge one: look at what it holds.
+    """
     try:
         token = b64decode(cursor, altchars=b"-_", validate=True)
     except ValueError:
         token = b""
     position = token[:-_SEAL_BYTES]
-    sealed = compare_digest(token[-_SEAL_BYTES:], _seal(position, wanted))
-    if len(position) != size or not sealed:
-        raise _no_cursor()
+    if not compare_digest(token[-_SEAL_BYTES:], _seal(position, wanted)):
+        raise no_cursor()
     return position
 
 
-def _no_cursor() -> QueryRejected:
+def no_cursor() -> QueryRejected:
+    """Return what to raise for a text that is no cursor here."""
     return QueryRejected("cursor", "is damaged, or comes from another filter or order")
 
 

@@ -122,10 +122,12 @@ class FailoverQueue:
             if own is None:
                 raise
             status = msgspec.structs.replace(own, size=0, in_flight=0)
+        spooled = others.events + (own.size + own.in_flight if own else 0)
         return msgspec.structs.replace(
             status,
-            spooled=others.events + (own.size + own.in_flight if own else 0),
+            spooled=spooled,
             damaged=others.damaged + (own.damaged if own else 0),
+            held_since=None if spooled else status.held_since,
         )
 
     async def warnings(self) -> list[str]:

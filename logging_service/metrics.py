@@ -93,6 +93,17 @@ CONSUMER_STOPPED = Gauge(
 EVENTS_EXPIRED = Counter(
     "events_expired_total", "Events that waited too long in the queue.", registry=CONSUMER
 )
+# More calls of a model, or more of them that fail; models past the bound are counted as `other`.
+LLM_QUERIES = Counter(
+    "llm_queries_total", "Model calls that were stored.", ["model", "status"], registry=CONSUMER
+)
+# A model became dearer, or is called more often. `GET /analytics/llm` has it to the nano-dollar.
+LLM_COST = Counter(
+    "llm_cost_dollars_total",
+    "What the stored model calls cost: computed, else as reported.",
+    ["model"],
+    registry=CONSUMER,
+)
 # `removed_outside`, `reappeared` or `rolled_back` above 0: not all is accounted for.
 BALANCE_EVENTS = Gauge(
     "balance_events",
@@ -142,6 +153,7 @@ EVENT_DELAY = BatchHistogram(
 )
 
 MAX_EVENT_TYPES = 100
+MAX_MODELS = 100
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 
 
@@ -185,6 +197,25 @@ def count_events(event_types: Sequence[str]) -> None:
             if label != "other":
                 _event_types[event_type] = count
         count(number)
+
+
+_models: set[str] = set()
+
+
+def count_queries(model: str, ok: int, failed: int, nanos: int) -> None:
+    """Count stored calls of a model ('' is `unknown`) and their cost in nano-dollars.
+
+    Past a hundred models the rest is `other`.
+    """
+    label = model or "unknown"
+    if label not in _models:
+        if len(_models) < MAX_MODELS:
+            _models.add(label)
+        else:
+            label = "other"
+    LLM_QUERIES.labels(label, "ok").inc(ok)
+    LLM_QUERIES.labels(label, "error").inc(failed)
+    LLM_COST.labels(label).inc(nanos / 1e9)
 
 
 def exposition(service: str) -> tuple[bytes, str]:

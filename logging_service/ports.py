@@ -1,8 +1,9 @@
 """The two seams: where events wait and where they stay."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 from uuid import UUID
 
@@ -58,7 +59,8 @@ class QueueStatus(msgspec.Struct, frozen=True):
     """How much waits, how old it is and how fast it leaves; ages in seconds, rates a second.
 
     `spooled` events wait on this host's disk for Redis to come back; `damaged` ones were set
-    aside because their bytes are not those that were acknowledged.
+    aside because their bytes are not those that were acknowledged. What was accepted before
+    `held_since` is held no longer; None when nothing is held, or that is not known.
     """
 
     backend: Literal["redis", "spool", "memory"]
@@ -68,6 +70,7 @@ class QueueStatus(msgspec.Struct, frozen=True):
     stored_per_second: float
     spooled: int = 0
     damaged: int = 0
+    held_since: datetime | None = None
 
 
 class EventQueue(Protocol):
@@ -133,10 +136,21 @@ class Appended(NamedTuple):
 class Outcome(Appended):
     """What became of one delivery; `conflicts` of its dead letters are their senders' own fault.
 
-    They say nothing about the release or the schema.
+    They say nothing about the release or the schema. `queries` has the model calls among what was
+    stored, by model ('' where none was told).
     """
 
     conflicts: int = 0
+    queries: Mapping[str, "ModelQueries"] = MappingProxyType({})
+
+
+class ModelQueries:
+    """How many calls of a model succeeded and failed, and their cost: computed, else reported."""
+
+    __slots__ = ("failed", "nanos", "ok")
+
+    def __init__(self) -> None:
+        self.ok = self.failed = self.nanos = 0
 
 
 class EventKey(NamedTuple):
@@ -297,6 +311,12 @@ class EventStore(Protocol):
         """Record a lease whose events are all settled, and forget its trials; in one transaction.
 
         Raises like `append`; harmless when another consumer was first.
+        """
+
+    async def fold(self) -> None:
+        """Tidy what the last batches added to the analytics: answers stay the same.
+
+        Raises like `append`.
         """
 
     async def prepare(self) -> None:

@@ -15,9 +15,22 @@ import structlog
 
 from logging_service import wire
 from logging_service.dead_letters import CRASH, event_type_of, letter_digest
+from logging_service.entries import Entries
 from logging_service.errors import BackendUnavailable, TooManyDead
 from logging_service.ports import DeadLetter, Delivery, Outcome, Sorted, Trial
 from logging_service.postgres import EVENT_CLASSES, check_schema, open_pool, said, weather
+from logging_service.postgres_ledger import (
+    COPY_BEGIN,
+    COPY_END,
+    copy,
+    counted_before,
+    entries_of,
+    fold,
+    is_in_ledger,
+    write,
+)
+from logging_service.postgres_partitions import make_days
+from logging_service.pricing import Prices
 
 _SQL = Path(__file__).parent / "sql"
 _sql: Any = aiosql.from_path(_SQL / "writes.sql", "asyncpg")
@@ -28,14 +41,8 @@ _log = structlog.get_logger()
 _COMMAND_SECONDS = 30
 _CONNECT_SECONDS = 5
 _DAYS_AHEAD = 7
+_MOST_DAYS = 4_000
 _CONFLICT = "conflict"
-_COPY_BEGIN = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-_COPY_END = b"\xff\xff"
-
-# Names that all makers of partitions agree on; any number will do.
-_PARTITION_LOCK = 7_260_411_531
-
-_IS_ATTACHED = "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = to_regclass($1))"
 _STAGING = """
 CREATE TEMPORARY TABLE staged_events (
     ordinal bigint GENERATED ALWAYS AS IDENTITY,
@@ -54,8 +61,10 @@ class _LeaseTaken(Exception):
 class PostgresStore:
     """An EventStore in PostgreSQL."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, prices: Prices) -> None:
         self._pool = pool
+        self._prices = prices
+        self._days: set[date] = set()
 
     async def append(
         self,
@@ -146,23 +155,67 @@ class PostgresStore:
         # An aborted COPY leaves its rows as dead space: where duplicates are likely, the batch
         # goes through the staging table at once.
         directly = batch.delivery.attempts == 1 or batch.place is not None
-        days_made = False
+        await self._make_new_days(connection, wire.days_of(batch.events))
+        days_made = asks_ledger = False
         while True:
             dead = _Dead(batch, most_dead)
+            how = {"directly": directly, "asks_ledger": asks_ledger}
             try:
                 async with connection.transaction():
-                    append = _append_directly if directly else _append_staged
-                    outcome = await append(connection, batch, dead)
+                    outcome = await self._store(connection, batch, dead, **how)
                     confirm()
                     return outcome
             except asyncpg.PostgresError as error:
                 if _lacks_a_day(error) and not days_made:
-                    await _make_days(connection, wire.days_of(batch.events))
+                    self._days.clear()
+                    await self._make_new_days(connection, wire.days_of(batch.events))
                     days_made = True
+                elif is_in_ledger(error) and not asks_ledger:
+                    asks_ledger = True
                 elif directly and _is_the_events_fault(error):
                     directly = False
                 else:
                     raise
+
+    async def _make_new_days(self, connection: asyncpg.Connection, days: Sequence[date]) -> None:
+        if new := set(days) - self._days:
+            await make_days(connection, new)
+            if len(self._days) > _MOST_DAYS:
+                self._days.clear()
+            self._days |= new
+
+    async def _store(
+        self,
+        connection: asyncpg.Connection,
+        batch: Sorted,
+        dead: "_Dead",
+        *,
+        directly: bool,
+        asks_ledger: bool,
+    ) -> Outcome:
+        append = _append_directly if directly else _append_staged
+        stored = await append(connection, batch, dead)
+        known = await counted_before(connection, stored) if asks_ledger else set()
+        entries = await self._entries(stored, known)
+        await write(connection, entries)
+        await _record(connection, batch, outcome := dead.outcome(len(stored)), dead.letters)
+        outcome.queries = entries.queries
+        return outcome
+
+    async def _entries(self, stored: Sequence[bytes], known: set[bytes]) -> Entries:
+        """Return the entries of `stored`: of what is `known` to the ledger the facts alone."""
+        if not known:
+            return await entries_of(stored, self._prices)
+        new = [event for event in stored if wire.key_of(event) not in known]
+        old = [event for event in stored if wire.key_of(event) in known]
+        entries = await entries_of(new, self._prices)
+        entries.fact_rows += (await entries_of(old, self._prices)).fact_rows
+        return entries
+
+    async def fold(self) -> None:
+        """Move what the last batches added into the roll-ups; raises like `append`."""
+        async with self._connection() as connection:
+            await fold(connection)
 
     async def prepare(self) -> None:
         """Make the partitions of the week ahead, let go of old deliveries, epochs and letters.
@@ -172,7 +225,7 @@ class PostgresStore:
         today = datetime.now(UTC).date()
         days = [today + timedelta(days=ahead) for ahead in range(_DAYS_AHEAD + 1)]
         async with self._connection() as connection:
-            await _make_days(connection, days)
+            await make_days(connection, days)
             await _books.settle(connection, lease_ids=[])
             await _books.fold_epochs(connection)
             await _sql.forget_replayed_letters(connection)
@@ -227,9 +280,11 @@ class _Dead:
             why = f"{self._blamed.reason}: {self._blamed.detail}"
             raise TooManyDead(f"too many events cannot be stored ({why})")
 
-    def outcome(self, stored: int, duplicates: int) -> Outcome:
+    def outcome(self, stored: int) -> Outcome:
         """Return what became of the batch."""
-        outcome = Outcome(stored, duplicates, len(self.letters), self._batch.expired)
+        batch = self._batch
+        duplicates = len(batch.events) - stored - (len(self.letters) - len(batch.dead))
+        outcome = Outcome(stored, duplicates, len(self.letters), batch.expired)
         outcome.conflicts = self.conflicts
         return outcome
 
@@ -249,29 +304,32 @@ async def _is_over(connection: asyncpg.Connection, lease_id: UUID) -> bool:
     return is_over
 
 
-async def _append_directly(connection: asyncpg.Connection, batch: Sorted, dead: _Dead) -> Outcome:
+async def _append_directly(
+    connection: asyncpg.Connection, batch: Sorted, dead: _Dead
+) -> Sequence[bytes]:
     dead.add_all(batch.dead)
     # Rows of one session beside each other are taken by its index a fifth faster.
     await _copy(connection, "log_events", sorted(batch.events, key=wire.session_of))
     # A COPY that did not fail stored every row.
-    return await _record(connection, batch, dead.outcome(len(batch.events), 0), dead.letters)
+    return batch.events
 
 
-async def _append_staged(connection: asyncpg.Connection, batch: Sorted, dead: _Dead) -> Outcome:
+async def _append_staged(
+    connection: asyncpg.Connection, batch: Sorted, dead: _Dead
+) -> Sequence[bytes]:
     if await _sql.lease_committed(connection, lease_id=batch.delivery.lease_id):
         raise _LeaseTaken
     dead.add_all(batch.dead)
     await connection.execute(_STAGING)
-    stored = await _insert(connection, batch.events, dead)
-    bad = len(dead.letters) - len(batch.dead)
-    duplicates = len(batch.events) - stored - bad
-    return await _record(connection, batch, dead.outcome(stored, duplicates), dead.letters)
+    return await _insert(connection, batch.events, dead)
 
 
-async def _insert(connection: asyncpg.Connection, events: Sequence[bytes], dead: _Dead) -> int:
-    """Insert the new ones of `events`, halving them until the bad ones stand alone; count them."""
+async def _insert(
+    connection: asyncpg.Connection, events: Sequence[bytes], dead: _Dead
+) -> list[bytes]:
+    """Insert the new ones of `events`, halving them until the bad ones stand alone."""
     if not events:
-        return 0
+        return []
     try:
         async with connection.transaction():
             return await _insert_staged(connection, events, dead)
@@ -280,7 +338,7 @@ async def _insert(connection: asyncpg.Connection, events: Sequence[bytes], dead:
             raise
         if len(events) == 1:
             dead.add(events[0], "rejected", said(error), error.sqlstate)
-            return 0
+            return []
     half = len(events) // 2
     first = await _insert(connection, events[:half], dead)
     return first + await _insert(connection, events[half:], dead)
@@ -288,10 +346,12 @@ async def _insert(connection: asyncpg.Connection, events: Sequence[bytes], dead:
 
 async def _insert_staged(
     connection: asyncpg.Connection, events: Sequence[bytes], dead: _Dead
-) -> int:
+) -> list[bytes]:
     await _copy(connection, "staged_events", events)
-    stored = len([row async for row in _sql.insert_staged(connection)])
-    if stored < len(events):
+    # Of equals it is the first that is inserted.
+    by_key = {wire.key_of(event): event for event in reversed(events)}
+    stored = [by_key[wire.key(*row)] async for row in _sql.insert_staged(connection)]
+    if len(stored) < len(events):
         detail = "an event with this id and time is stored with other content"
         for place in [row["place"] async for row in _sql.conflicting_staged(connection)]:
             dead.add(events[place], _CONFLICT, detail)
@@ -314,17 +374,17 @@ def _lacks_a_day(error: asyncpg.PostgresError) -> bool:
 
 
 async def _copy(connection: asyncpg.Connection, table: str, events: Sequence[bytes]) -> None:
-    if not events:
-        return
-    rows = b"".join((_COPY_BEGIN, *[event[wire.SEAL_SIZE :] for event in events], _COPY_END))
-    # asyncpg takes plain bytes for a file's name.
-    source = memoryview(rows)
-    await connection.copy_to_table(table, source=source, columns=wire.COLUMNS, format="binary")
+    if events:
+        rows = b"".join((COPY_BEGIN, *[event[wire.SEAL_SIZE :] for event in events], COPY_END))
+        await copy(connection, table, wire.COLUMNS, rows, "binary")
 
 
 async def _record(
-    connection: asyncpg.Connection, batch: Sorted, outcome: Outcome, dead: Sequence[DeadLetter]
-) -> Outcome:
+    connection: asyncpg.Connection,
+    batch: Sorted,
+    outcome: Outcome,
+    dead: Sequence[DeadLetter],
+) -> None:
     if dead:
         # In one order everywhere: two consumers that bury the same events do not block each other.
         await _sql.bury(connection, sorted(map(_buried, dead), key=itemgetter("digest", "reason")))
@@ -341,7 +401,6 @@ async def _record(
         recorded = await _sql.record_delivery(connection, lease_id=lease_id, epoch=epoch, **counts)
     if recorded is None:
         raise _LeaseTaken
-    return outcome
 
 
 def _buried(letter: DeadLetter) -> dict[str, Any]:
@@ -352,39 +411,14 @@ def _buried(letter: DeadLetter) -> dict[str, Any]:
     return {**letter._asdict(), "digest": digest, "event_type": event_type}
 
 
-async def _name_for(connection: asyncpg.Connection, day: date) -> str | None:
-    """Return a free name for the day's partition, None where there is one."""
-    name = f"log_events_p{day:%Y%m%d}"
-    # A table that somebody detached keeps its name.
-    for candidate in (name, *(f"{name}_{number}" for number in range(2, 10))):
-        if await connection.fetchval("SELECT to_regclass($1)", candidate) is None:
-            return candidate
-        if await connection.fetchval(_IS_ATTACHED, candidate):
-            return None
-    return None
-
-
-async def _make_days(connection: asyncpg.Connection, days: Sequence[date]) -> None:
-    async with connection.transaction():
-        await connection.execute("SET LOCAL lock_timeout = '4s'")
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _PARTITION_LOCK)
-        for day in days:
-            name = await _name_for(connection, day)
-            if name is None:
-                continue
-            # Attaching takes a weaker lock on the parent than CREATE TABLE … PARTITION OF, which
-            # would wait for every reader and writer.
-            await connection.execute(f"CREATE TABLE {name} (LIKE log_events INCLUDING ALL)")
-            await connection.execute(
-                f"ALTER TABLE log_events ATTACH PARTITION {name} "
-                f"FOR VALUES FROM ('{day} 00:00+00') TO ('{day + timedelta(days=1)} 00:00+00')"
-            )
-            _log.info("partition_made", partition=name)
-
-
 @asynccontextmanager
-async def open_postgres_store(url: str, *, connections: int) -> AsyncIterator[PostgresStore]:
-    """Yield the store of the database at `url`; it connects when it is first used."""
+async def open_postgres_store(
+    url: str, *, connections: int, prices: Prices | None = None
+) -> AsyncIterator[PostgresStore]:
+    """Yield the store of the database at `url`; it connects when it is first used.
+
+    Without `prices` model calls are priced by the list.
+    """
     async with open_pool(
         url,
         connections=connections,
@@ -392,4 +426,4 @@ async def open_postgres_store(url: str, *, connections: int) -> AsyncIterator[Po
         command_seconds=_COMMAND_SECONDS,
         durable=True,
     ) as pool:
-        yield PostgresStore(pool)
+        yield PostgresStore(pool, prices or Prices())

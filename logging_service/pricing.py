@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
+from operator import mul
 from typing import Final, NamedTuple
 
 import genai_prices
@@ -175,11 +176,15 @@ def _rates(dollars: Mapping[str, Decimal | None]) -> _Rates:
 
 def _cost(counts: Counts, band: _Band, source: str) -> Cost:
     amount = band.call if any(counts) else 0
-    for count, rate in zip(counts, band.rates, strict=True):
-        if count:
-            if rate is None:
-                return Cost(None, unpriced=Unpriced.NO_RATE)
-            amount += count * rate
+    try:
+        amount += sum(map(mul, counts, band.rates))
+    except TypeError:
+        # Some class has no rate; it may be none that was used.
+        for count, rate in zip(counts, band.rates, strict=True):
+            if count:
+                if rate is None:
+                    return Cost(None, unpriced=Unpriced.NO_RATE)
+                amount += count * rate
     nanos, rest = divmod(amount, _UNITS_PER_NANO)
     if 2 * rest > _UNITS_PER_NANO or (2 * rest == _UNITS_PER_NANO and nanos % 2):
         nanos += 1
@@ -269,14 +274,17 @@ class _Listed:
         """Return what a call of this model cost at the time `at`, in UTC."""
         if usage.has_media and self._prices_media:
             return Cost(None, unpriced=Unpriced.MEDIA)
-        day, moment = bisect_right(self._days, at.date()), bisect_right(self._times, at.time())
+        day = bisect_right(self._days, at.date()) if self._days else 0
+        moment = bisect_right(self._times, at.time()) if self._times else 0
         key = day, moment, usage.service if self._has_services else None
         bands = self._bands.get(key)
         if bands is None:
             context = _CONTEXTS[key[2]] if key[2] else None
             bands = self._bands[key] = _bands(self._model.get_prices(at, context))
-        whole = usage.input_tokens
-        band = next(band for band in bands if whole > band.above)
+        band = bands[0]
+        if len(bands) > 1:
+            whole = usage.input_tokens
+            band = next(band for band in bands if whole > band.above)
         return _cost(usage.counts, band, LIST_SOURCE)
 
 

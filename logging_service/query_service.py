@@ -19,9 +19,11 @@ from fastapi.security import APIKeyHeader
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from logging_service import balance_routes
+from logging_service import analytics_openapi, analytics_routes, balance_routes
+from logging_service.analytics import AnalyticsReader
 from logging_service.auth import Keyring, ReadingRule
 from logging_service.backends import (
+    open_analytics,
     open_books,
     open_dead_letters,
     open_reader,
@@ -70,6 +72,7 @@ _WATCH_SECONDS = 5.0
 _LET_GO_SECONDS = 0.5
 
 OpenReader = Callable[[Settings], AbstractAsyncContextManager[EventReader]]
+OpenAnalytics = Callable[[Settings], AbstractAsyncContextManager[AnalyticsReader]]
 
 
 class Pagination(msgspec.Struct, omit_defaults=True):
@@ -243,8 +246,15 @@ async def show_health(request: Request) -> Response:
     return await health(SERVICE, checks, report)
 
 
-def create_app(settings: Settings, opened: OpenReader = open_reader) -> RequestContext:
-    """Return the query service as an ASGI application; `opened` yields what it reads from."""
+def create_app(
+    settings: Settings,
+    opened: OpenReader = open_reader,
+    analytics: OpenAnalytics = open_analytics,
+) -> RequestContext:
+    """Return the query service as an ASGI application.
+
+    `opened` and `analytics` yield what it reads events from, and their sums.
+    """
     keyring = Keyring(settings)
     rule = ReadingRule(
         keyring, settings.query_service_host, key_required=settings.query_require_api_key
@@ -258,6 +268,7 @@ def create_app(settings: Settings, opened: OpenReader = open_reader) -> RequestC
             reader = await stack.enter_async_context(opened(settings))
             state = {
                 "reader": reader,
+                "analytics": await stack.enter_async_context(analytics(settings)),
                 "queue": await stack.enter_async_context(open_seen_queue(settings)),
                 "books": await stack.enter_async_context(open_books(settings)),
                 "dead_letters": await stack.enter_async_context(open_dead_letters(settings)),
@@ -277,11 +288,10 @@ def create_app(settings: Settings, opened: OpenReader = open_reader) -> RequestC
     )
     face.include_router(router)
     face.include_router(balance_routes.router, dependencies=[Security(_key_header), *_READING])
+    face.include_router(analytics_routes.router, dependencies=[Security(_key_header), *_READING])
     face.include_router(dead_letter_router)
-    describe_types(
-        face,
-        (Events, Event, EventTypes, Balance, LetterPage, ShownLetter, Replayed, Health),
-    )
+    answers = (Events, Event, EventTypes, Balance, LetterPage, ShownLetter, Replayed, Health)
+    describe_types(face, (*answers, *analytics_openapi.TYPES))
     return RequestContext(face, SERVICE, endpoints_of(face))
 
 

@@ -5,17 +5,11 @@ Nothing that a caller sent becomes part of a statement's text: values are bound,
 
 import json
 import re
-from pathlib import Path
 
 from logging_service.ports import EventKey, Filter, PayloadMatch
+from logging_service.statement_parts import parts_of
 
-SQL: dict[str, str] = dict(
-    re.findall(
-        r"^-- name: (\w+)\n(?:--[^\n]*\n)*(.*?)\s*(?=^-- name: |\Z)",
-        (Path(__file__).parent / "sql" / "reads.sql").read_text(encoding="utf-8"),
-        re.MULTILINE | re.DOTALL,
-    )
-)
+SQL = parts_of("reads.sql")
 
 
 class Statement:

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -38,6 +39,8 @@ _READ_SECONDS = 2.0
 _ARRIVING_SECONDS = 60.0
 _MOST_DELAY_SECONDS = 60.0
 _MOST_DRAINED = 20_000
+# Drains are noted in whole seconds, by the server's clock.
+_DRAINED_SECONDS = 2
 # Nobody's answer waits for a drain, and over a slow line it has to come to an end as well.
 _DRAINED_BYTES_A_SECOND = 1024 * 1024
 # A full queue is asked for its length this often, and takes events again below this share.
@@ -217,16 +220,20 @@ class RedisQueue:
 
     async def status(self) -> QueueStatus:
         """Count what waits and what is leased; the rate is that of the last half minute."""
-        keys = (self._name, self._leases, self._done)
-        replies = await self._ask(_script("status", keys, (self._lease_prefix,)))
+        keys = (self._name, self._leases, self._done, self._drained)
+        asked = _script("status", keys, (self._lease_prefix, wire.HEAD_SIZE))
+        replies = await self._ask(asked)
         with self._understanding():
-            waiting, in_flight, done, now, oldest = replies[0]
+            waiting, in_flight, done, now, drained, heads = replies[0]
+            received = _received(heads)
+            oldest = min(received, default=None)
             return QueueStatus(
                 backend="redis",
                 size=waiting,
                 in_flight=in_flight,
                 oldest_age_seconds=None if oldest is None else _age(oldest, now),
                 stored_per_second=round(done / _RATE_SECONDS, 1),
+                held_since=_held_since(oldest, drained) if len(received) == len(heads) else None,
             )
 
     async def warnings(self) -> list[str]:
@@ -332,12 +339,27 @@ def _chunks(events: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     yield events[start:]
 
 
-def _age(oldest: bytes, now_unix_seconds: int) -> float | None:
-    try:
-        received = wire.received_at(oldest)
-    except ValueError:
-        return None
+def _received(heads: Sequence[bytes]) -> list[int]:
+    """Return when the events were received, without those whose bytes do not tell."""
+    received = []
+    for head in heads:
+        with suppress(ValueError):
+            received.append(wire.received_at(head))
+    return received
+
+
+def _age(received: int, now_unix_seconds: int) -> float:
     return max(0.0, round(now_unix_seconds - wire.to_unix_seconds(received), 3))
+
+
+def _held_since(oldest: int | None, drained_unix_seconds: int) -> datetime | None:
+    # Events leave in the order in which they were put. What comes from another queue was accepted
+    # long before it was put here: it is gone when the oldest that are left were put later.
+    if oldest is None or wire.to_unix_seconds(oldest) <= drained_unix_seconds + _DRAINED_SECONDS:
+        return None
+    with suppress(OverflowError):
+        return wire.from_micros(oldest)
+    return None
 
 
 @asynccontextmanager

@@ -115,13 +115,15 @@ class SpoolQueue:
     async def status(self) -> QueueStatus:
         """Count what waits and what is leased; the rate is that of the last half minute."""
         counts = await self._do(lambda spool: spool.read(Book.counts))
+        received = _received(counts.oldest)
         return QueueStatus(
             backend=self._backend,
             size=counts.waiting,
             in_flight=counts.in_flight,
-            oldest_age_seconds=_age(counts.oldest),
+            oldest_age_seconds=None if received is None else _age(received),
             stored_per_second=counts.finished_per_second,
             damaged=counts.damaged,
+            held_since=None if received is None else wire.from_micros(received),
         )
 
     async def tallies(self) -> list[Tally]:
@@ -223,13 +225,14 @@ def _take(spool: SpoolFile, limit: int) -> Delivery | None:
     return spool.write(lambda book: book.take(limit))
 
 
-def _age(oldest: bytes | None) -> float | None:
+def _received(oldest: bytes | None) -> int | None:
     try:
-        received = None if oldest is None else wire.received_at(oldest)
+        return None if oldest is None else wire.received_at(oldest)
     except ValueError:
-        received = None
-    if received is None:
         return None
+
+
+def _age(received: int) -> float:
     return max(0.0, round((wire.now_micros() - received) / 1e6, 3))
 
 

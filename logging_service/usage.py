@@ -3,12 +3,21 @@
 import re
 import reprlib
 from collections.abc import Mapping
-from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from decimal import MAX_PREC, ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from logging_service.usage_dialects import Dialect, Path, has_media, look, usage_object
+from logging_service.usage_dialects import (
+    COUNT_NAMES,
+    USAGE_OBJECTS,
+    Dialect,
+    Path,
+    has_media,
+    look,
+    usage_object,
+)
 
 MAX_TOKENS: Final = 10**12
 """Beyond any model, and low enough that nine million such counts add up within 64 bits."""
@@ -75,25 +84,25 @@ def usage_of(payload: Mapping[str, Any] | bytes) -> Usage:
 
     Never raises; a payload that cannot be read has used nothing and a fault.
     """
-    sent = _decoded(payload) if isinstance(payload, bytes) else payload
+    sent = decoded(payload) if isinstance(payload, bytes) else payload
     if sent is None:
         return Usage(fault="the payload is not a JSON object")
-    source, dialect = usage_object(sent)
+    names = _READ.intersection(sent)
+    source, dialect = usage_object(sent, names)
     provider = _provider_of(sent)
-    reader = _Reader(source)
-    split = reader.split(dialect, provider) if dialect else _Split()
+    split, fault = _split(source, dialect, provider)
     nanos, refused = _reported(sent, source)
     return Usage(
-        provider=provider,
-        model=_text(sent, _MODEL),
-        counts=split.counts,
-        unsplit=split.unsplit,
-        is_told=split.is_told,
-        fault="; ".join(reader.faults)[:300] or None,
-        has_media=dialect is not None and has_media(source, dialect),
-        service=_service(sent, source),
-        reported_nanos=nanos,
-        reported_fault=refused,
+        provider,
+        _text(sent, _MODEL),
+        split.counts,
+        split.unsplit,
+        split.is_told,
+        fault,
+        dialect is not None and bool(dialect.media) and has_media(source, dialect),
+        _service(sent, source),
+        nanos,
+        refused,
     )
 
 
@@ -104,10 +113,12 @@ def _number(text: str) -> Decimal | str:
         return text
 
 
+_READ: Final = COUNT_NAMES.union(USAGE_OBJECTS)
 _DECODER: Final = msgspec.json.Decoder(dict[str, Any], float_hook=_number)
 
 
-def _decoded(payload: bytes) -> dict[str, Any] | None:
+def decoded(payload: bytes) -> dict[str, Any] | None:
+    """Return a payload with its fractions as Decimal, None for what is no JSON object."""
     try:
         return _DECODER.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -120,6 +131,33 @@ class _Split(NamedTuple):
     is_told: bool = False
 
 
+_NOTHING: Final = _Split()
+
+
+def _simple(dialect: Dialect, source: Mapping[str, Any]) -> _Split | None:
+    """Return what most calls tell, input and output and no part of them; None for all others."""
+    if not dialect.is_simple:
+        return None
+    told, answered = source[dialect.input[0]], source[dialect.output[0]]
+    if type(told) is not int or type(answered) is not int:
+        return None
+    if not (0 <= told <= MAX_TOKENS and 0 <= answered <= MAX_TOKENS):
+        return None
+    return _Split(Counts(told, output=answered), is_told=True)
+
+
+def _split(
+    source: Mapping[str, Any], dialect: Dialect | None, provider: str | None
+) -> tuple[_Split, str | None]:
+    if dialect is None:
+        return _NOTHING, None
+    if simple := _simple(dialect, source):
+        return simple, None
+    reader = _Reader(source)
+    split = reader.split(dialect, provider)
+    return split, "; ".join(reader.faults)[:300] or None
+
+
 class _Reader:
     """Reads the counts of one object, and notes what cannot be."""
 
@@ -129,7 +167,11 @@ class _Reader:
 
     def split(self, dialect: Dialect, provider: str | None) -> _Split:
         input_told, output_told = self._count(dialect.input), self._count(dialect.output)
+        faults = len(self.faults)
         total = self._count(dialect.total)
+        if input_told is not None and output_told is not None:
+            # It is not needed: one that cannot be is ignored like one that does not fit.
+            del self.faults[faults:]
         read, write, write_1h, beside = self._cache(dialect)
         reasoning = self._count(dialect.reasoning) or 0
         whole_in = (input_told or 0) + beside + (self._count(dialect.input_beside) or 0)
@@ -237,6 +279,7 @@ _PROVIDERS: Final = {
 }
 
 
+@lru_cache(maxsize=1024)
 def provider_name(sent: str) -> str:
     """Return the price data's name of a provider; any other in lower case.
 
@@ -281,8 +324,9 @@ def _service(sent: Mapping[str, Any], source: Mapping[str, Any]) -> str | None:
 
 _COST: Final = ("cost", "gen_ai.usage.cost", "llm.cost.total")
 _MAX_COST: Final = MAX_COST_NANOS // 10**9
-_NANO: Final = Decimal("1e-9")
-_EXACT: Final = Context(prec=40)
+_NANOS: Final = Decimal(10**9)
+# Scaling by a power of ten keeps every digit of what fits a payload's size limit.
+_EXACT: Final = Context(prec=MAX_PREC)
 
 
 def _reported(sent: Mapping[str, Any], source: Mapping[str, Any]) -> tuple[int | None, str | None]:
@@ -299,4 +343,4 @@ def _reported(sent: Mapping[str, Any], source: Mapping[str, Any]) -> tuple[int |
     number = Decimal(value) if type(value) is int else value
     if not isinstance(number, Decimal) or not number.is_finite() or not 0 <= number <= _MAX_COST:
         return None, f"cost: {_shown(value)}"[:100]
-    return int(number.quantize(_NANO, ROUND_HALF_EVEN, _EXACT).scaleb(9)), None
+    return int(_EXACT.multiply(number, _NANOS).to_integral_value(ROUND_HALF_EVEN)), None

@@ -30,6 +30,8 @@ class Dialect(NamedTuple):
     reasoning_beside: bool | None = False
     # What tells audio, images and video from text: a count, an object or a list of counts.
     media: tuple[str, ...] = ()
+    # Whether there are names for the input, the output and perhaps the total, and no others.
+    is_simple: bool = False
 
 
 _CHAT: Final = Dialect(
@@ -148,24 +150,28 @@ _DIALECTS: Final = (
     _OPENTELEMETRY,
     _OPENINFERENCE,
 )
-_USAGE_OBJECTS: Final = ("usage", "usageMetadata", "usage_metadata")
+USAGE_OBJECTS: Final = ("usage", "usageMetadata", "usage_metadata")
 
 
-def usage_object(payload: Mapping[str, Any]) -> tuple[Mapping[str, Any], Dialect | None]:
+def usage_object(
+    payload: Mapping[str, Any], names: frozenset[str]
+) -> tuple[Mapping[str, Any], Dialect | None]:
     """Return what holds the counts, and its dialect: a usage object, else the payload itself.
 
-    Of the dialect there is only what the object has names for; one that splits its total is
-    preferred to one that does not.
+    `names` are those of `COUNT_NAMES` and `USAGE_OBJECTS` that the payload has. Of the dialect
+    there is only what the object has names for; one that splits its total is preferred to one
+    that does not.
     """
-    for name in _USAGE_OBJECTS:
-        inside = payload.get(name)
-        if isinstance(inside, dict) and (dialect := _spoken(inside)):
-            return inside, dialect
-    return payload, _spoken(payload)
+    for name in USAGE_OBJECTS:
+        if name in names:
+            inside = payload[name]
+            if isinstance(inside, dict) and (dialect := _spoken(inside, frozenset(inside))):
+                return inside, dialect
+    return payload, _spoken(payload, names)
 
 
-def _spoken(source: Mapping[str, Any]) -> Dialect | None:
-    dialects = _dialects_with(_NAMES.intersection(source))
+def _spoken(source: Mapping[str, Any], names: frozenset[str]) -> Dialect | None:
+    dialects = _dialects_with(COUNT_NAMES & names)
     # Some servers fill the names of two dialects, those that they do not mean with 0.
     for dialect in dialects:
         for name in dialect.input + dialect.output:
@@ -186,7 +192,7 @@ def _name(path: Path) -> str:
     return path if isinstance(path, str) else str(path[0])
 
 
-_NAMES: Final = frozenset(
+COUNT_NAMES: Final = frozenset(
     _name(path) for dialect in _DIALECTS for paths in _parts_of(dialect).values() for path in paths
 )
 
@@ -201,7 +207,9 @@ def _dialects_with(names: frozenset[str]) -> tuple[Dialect, ...]:
             for part, paths in _parts_of(dialect).items()
         }
         if parts["input"] or parts["output"] or parts["total"]:
-            found.append(dialect._replace(**parts))
+            rest = any(parts[part] for part in parts.keys() - {"input", "output", "total"})
+            is_simple = len(parts["input"]) == len(parts["output"]) == 1 and not rest
+            found.append(dialect._replace(**parts, is_simple=is_simple))
     return tuple(found)
 
 

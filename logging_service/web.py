@@ -265,10 +265,19 @@ def describe_types(face: FastAPI, types: Iterable[Any]) -> None:
             components.setdefault("schemas", {}).update(schemas)
         return face.openapi_schema
 
-    _, schemas = msgspec.json.schema_components(
+    _, components = msgspec.json.schema_components(
         (*types, Problem), ref_template="#/components/schemas/{name}"
     )
+    schemas = _with_numbers(components)
     face.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend it
+
+
+def _with_numbers(schemas: dict[str, Any]) -> dict[str, Any]:
+    """Return `schemas` with decimals as what they are in answers: JSON numbers."""
+    encoded = msgspec.json.encode(schemas)
+    as_text, as_number = b'"type":"string","format":"decimal"', b'"type":"number"'
+    changed: dict[str, Any] = msgspec.json.decode(encoded.replace(as_text, as_number))
+    return changed
 
 
 def schema_of(kind: type, example: object = None) -> dict[str, Any]:

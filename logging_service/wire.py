@@ -59,9 +59,13 @@ def to_unix_seconds(micros: int) -> float:
 _ROW = struct.Struct(">hiQQiqiq")
 _SEAL = struct.Struct(">BI")  # the format's number and the CRC-32 of the row
 _LENGTH = struct.Struct(">i")
+_TIMESTAMP = struct.Struct(">q")
 SEAL_SIZE = _SEAL.size
 _TEXTS = SEAL_SIZE + _ROW.size
 NULL = _LENGTH.pack(-1)
+_EVENT_ID = slice(SEAL_SIZE + 6, SEAL_SIZE + 22)
+# The id, the length of the timestamp, the timestamp.
+_KEY = slice(_EVENT_ID.start, _EVENT_ID.stop + 12)
 _MASK64 = 2**64 - 1
 
 
@@ -119,6 +123,42 @@ def decode(element: bytes) -> Decoded:
     )
 
 
+key_of = itemgetter(_KEY)
+"""The part of an element that makes it the same event: its id and its time."""
+
+
+def key(event_id: UUID, timestamp: datetime) -> bytes:
+    """Return what `key_of` gives for an element of this id and time."""
+    return event_id.bytes + column(_TIMESTAMP.pack(to_micros(timestamp)))
+
+
+# An event's id; its time in microseconds since 2000; session, event type and source as columns of
+# `COPY`; where among these the event type begins; the payload. Plain, since each is made per event.
+Narrow = tuple[bytes, int, bytes, int, bytes]
+_NO_IDS = NULL * 3
+
+
+def narrow(element: bytes) -> Narrow:
+    """Return the parts of an element that say what it was; it has passed `check`."""
+    length_at = _LENGTH.unpack_from
+    (session,) = length_at(element, _TEXTS)
+    type_at = _TEXTS + 4 + session if session > 0 else _TEXTS + 4
+    source_at = type_at + 4 + length_at(element, type_at)[0]
+    end = place = source_at + 4 + length_at(element, source_at)[0]
+    if element[place : place + 12] == _NO_IDS:
+        place += 12
+    else:
+        for _ in range(3):
+            place += 4 + max(length_at(element, place)[0], 0)
+    return (
+        element[_EVENT_ID],
+        _TIMESTAMP.unpack_from(element, _EVENT_ID.stop + 4)[0],
+        element[_TEXTS:end],
+        type_at - _TEXTS,
+        element[place + 4 :],
+    )
+
+
 # Where `received_at` stands in a row: behind the head's other fields and its own length.
 _RECEIVED = _ROW.size - 8
 
@@ -146,6 +186,7 @@ def digest(element: bytes) -> str:
 
 # format, checksum, timestamp and received_at; the rest of the head is passed over
 _CHECKED = struct.Struct(">BI26xq4xq")
+HEAD_SIZE = _CHECKED.size
 # From 1970 to 9999: what a producer takes, and a date can be made of.
 _EARLIEST, _LATEST = -EPOCH_UNIX_MICROS, 252_455_616_000_000_000
 

@@ -244,6 +244,15 @@ class TestEveryQueue:
             assert age is not None
             assert 3598 < age < 3660
 
+    async def test_status_knows_since_when_events_are_held(self, queue: EventQueue) -> None:
+        assert (await queue.status()).held_since is None
+        ago = [wire.now_micros() - seconds * 1_000_000 for seconds in (40, 30, 20)]
+        await queue.put([an_event(received_at=received) for received in ago])
+        first, _ = await take(queue, limit=1), await take(queue, limit=1)
+        assert (await queue.status()).held_since == wire.from_micros(ago[0])
+        await queue.done(first)
+        assert (await queue.status()).held_since == wire.from_micros(ago[1])
+
     async def test_accepted_events_are_counted_under_the_epoch_of_their_deliveries(
         self, queue: EventQueue
     ) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
-from events_made import an_event
+from events_made import an_event, unchecked
 
 from logging_service import wire
 from logging_service.delivering import sort_events
@@ -168,18 +168,7 @@ async def test_the_same_id_at_another_time_is_another_event(store: PostgresStore
 
 def damaged(payload: bytes) -> bytes:
     """An element that is whole, but whose payload PostgreSQL refuses."""
-    made = wire.decode(an_event())
-    texts = b"".join(
-        (
-            wire.NULL,
-            wire.column(b"review_started"),
-            wire.column(b"tests"),
-            wire.NULL,
-            wire.NULL,
-            wire.NULL,
-        )
-    )
-    return wire.encode(made.event_id.int, made.timestamp, made.received_at, texts, payload)
+    return unchecked(payload)
 
 
 @pytest.mark.parametrize("attempts", [1, 2])

@@ -50,6 +50,15 @@ def test_impossible_parts_leave_the_wholes_as_they_were_sent() -> None:
     assert usage.fault == "cache 150 is more than input 100; reasoning 20 is more than output 10"
 
 
+@pytest.mark.parametrize("more", [{}, {"cached_tokens": None}, {"cached_tokens": 1}])
+@pytest.mark.parametrize("total", [9999, MAX_TOKENS + 1, -1, "7", 2.5])
+def test_a_total_beside_input_and_output_is_no_fault_whatever_it_is(
+    more: dict[str, Any], total: object
+) -> None:
+    usage = usage_of({"input_tokens": 5, "output_tokens": 0, "tokens_used": total, **more})
+    assert (usage.fault, usage.input_tokens, usage.total_tokens) == (None, 5, 5)
+
+
 def test_a_fault_names_the_count_and_shows_the_start_of_what_was_sent() -> None:
     assert usage_of({"input_tokens": -5}).fault == "input_tokens: -5 is no count"
     assert usage_of({"usage": {"prompt_tokens": "9" * 5000}}).fault is not None

@@ -10,7 +10,7 @@ ON CONFLICT (lease_id) DO NOTHING
 RETURNING stored;
 
 -- name: insert_staged()
--- Each new event once, the first of equals; a row for each that was inserted.
+-- Each new event once, the first of equals; the keys of those that were inserted.
 INSERT INTO log_events (event_id, timestamp, received_at, event_type, session_id, source,
                         trace_id, request_id, redactions, payload)
 SELECT event_id, timestamp, received_at, event_type, session_id, source,
@@ -18,7 +18,7 @@ SELECT event_id, timestamp, received_at, event_type, session_id, source,
   FROM (SELECT DISTINCT ON (timestamp, event_id) * FROM staged_events
          ORDER BY timestamp, event_id, ordinal) AS firsts
 ON CONFLICT DO NOTHING
-RETURNING 1;
+RETURNING event_id, timestamp;
 
 -- name: conflicting_staged()
 -- Places, from 0, of staged events whose key is stored with other content.

@@ -1,0 +1,320 @@
+"""The statements that add up facts and roll-ups, composed of the parts in `sql/analytics.sql`.
+
+Nothing that a caller sent becomes part of a statement's text: values are bound, all else is fixed.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, Literal, NamedTuple
+
+from logging_service.analytics import GroupKey, Question
+from logging_service.periods import Period, Pieces, pieces_of
+from logging_service.rollups import LLM, USAGE, USER, RollUp
+from logging_service.statement_parts import parts_of
+
+SQL: Final = parts_of("analytics.sql")
+
+Names = tuple[str | None, ...]
+
+
+class _Column(NamedTuple):
+    """A value of a row: in a roll-up, of a single fact, and of all rows of a group together."""
+
+    name: str
+    rolled_up: str
+    fact: str
+    together: str = "sum({})"
+    nothing: str = "0"
+
+
+_COLLECTED = "array_agg({0}) FILTER (WHERE {0} IS NOT NULL)"
+_DIFFERENT = "array_agg(DISTINCT {0}) FILTER (WHERE {0} IS NOT NULL)"
+_TIMES: Final = (
+    _Column("timed", "timed", "(duration_us IS NOT NULL)::int"),
+    _Column("total_us", "total_us", "duration_us"),
+    _Column("durations", "durations", "NULL::json", "string_agg({}::text, ',')", "NULL::json"),
+    _Column("duration_us", "NULL::bigint", "duration_us", _COLLECTED, "NULL::bigint"),
+)
+_SESSIONS: Final = (
+    _Column("sessions", "sessions", "NULL::bytea", _COLLECTED),
+    _Column("session_ids", "NULL::text", "session_id", _DIFFERENT),
+)
+_USERS: Final = (
+    _Column("users", "users", "NULL::bytea", _COLLECTED),
+    _Column("user_ids", "NULL::text", "user_id", _DIFFERENT),
+)
+_TOKENS: Final = (
+    "uncached_input",
+    "cache_read",
+    "cache_write",
+    "cache_write_1h",
+    "output",
+    "reasoning",
+    "unsplit",
+)
+
+COSTS: Final = {"computed": "cost_nanos", "reported": "reported_nanos", "best": "best_nanos"}
+"""The column of each kind of cost."""
+
+
+def _columns(question: Question, dimensions: Collection[str]) -> tuple[_Column, ...]:
+    if question.subject == "usage":
+        return (
+            _Column("events", "events", "1"),
+            _Column("errors", "errors", "(event_type = 'error_occurred')::int"),
+            *(() if "session_id" in dimensions else _SESSIONS),
+            *(() if "user_id" in dimensions else _USERS),
+        )
+    if question.subject == "performance":
+        return (
+            *_TIMES,
+            _Column("failed", "failed", "is_failed::int"),
+            _Column("max_us", "max_us", "duration_us", "max({})"),
+        )
+    counts = ("queries", "unpriced", *_TOKENS)
+    cost = COSTS[question.cost]
+    return (
+        *(_Column(name, name, name) for name in counts),
+        _Column("cost", cost, f"coalesce({cost}, 0)"),
+        *_TIMES,
+    )
+
+
+# What groups are ordered by; of the last there is more than none in a group.
+_RANKS: Final = {
+    "usage": ("events",),
+    "llm": ("cost", "queries"),
+    "performance": ("timed",),
+}
+
+
+class _Name(NamedTuple):
+    """What a row belongs to, in a roll-up, which has '' for what was not told, and in a fact."""
+
+    rolled_up: str
+    fact: str
+
+
+_OPERATION: Final = (
+    "CASE event_type WHEN 'review_completed' THEN 'review'"
+    " WHEN 'syntax_analysis_completed' THEN 'syntax_analysis'"
+    " WHEN 'llm_query_sent' THEN 'llm_query' ELSE event_type END"
+)
+_NAMES: Final = {
+    "operation": _Name(_OPERATION, _OPERATION),
+    **{name: _Name(name, name) for name in ("event_type", "source", "session_id")},
+    **{name: _Name(f"nullif({name}, '')", name) for name in ("user_id", "provider", "model")},
+}
+
+
+_ALL_CALLS: Final = "event_type = 'llm_query_sent'"
+
+
+class _Origin(NamedTuple):
+    """Where rows are: in a roll-up, with the edges of the period among the facts, or only there."""
+
+    facts: str
+    roll_up: RollUp | None = None
+    of_roll_up: str = "TRUE"
+    of_facts: str = "TRUE"
+
+
+def _origin(subject: str, dimensions: Collection[str]) -> _Origin:
+    asked = frozenset(dimensions)
+    if subject == "llm":
+        if asked <= {"provider", "model", "source"}:
+            return _Origin("llm_calls", LLM)
+        return _Origin("llm_calls", USER if asked <= {"user_id", "source"} else None)
+    timed = "duration_us IS NOT NULL" if subject == "performance" else "TRUE"
+    if asked <= {"event_type", "operation"}:
+        types = f"event_type {'<>' if asked else '='} ''"
+        return _Origin("event_facts", USAGE, types, timed)
+    return _Origin("event_facts", USER if asked == {"user_id"} else None)
+
+
+def _added(column: _Column) -> str:
+    return f"{column.together.format(column.name)} AS {column.name}"
+
+
+class Statement:
+    """Composes a statement of fixed parts; `values` are what its parameters bind.
+
+    It is about the parts between aligned points, and the groups of `dimensions`: all of them, or
+    those whose names are `wanted`; without dimensions everything is one group.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        points: Sequence[datetime],
+        dimensions: Sequence[str] = (),
+        wanted: Sequence[Names] | None = None,
+    ) -> None:
+        self.values: list[object] = []
+        self._question = question
+        self._points = points
+        self._dimensions = tuple(dimensions)
+        self._groups = wanted
+        self._names = [f"name_{place}" for place in range(len(dimensions))]
+        self._origin = _origin(question.subject, dimensions)
+
+    @property
+    def adds_up_when_ranking(self) -> bool:
+        """Whether `ranked` tells the sums of groups too, since these are few or have few rows."""
+        return self._origin.roll_up in {USAGE, LLM}
+
+    def ranked(self, after: GroupKey | None, limit: int) -> str:
+        """Return the statement for the names and ranks of groups behind `after`, in their order."""
+        ranks = _RANKS[self._question.subject]
+        columns = _columns(self._question, self._dimensions)
+        if not self.adds_up_when_ranking:
+            columns = tuple(column for column in columns if column.name in ranks)
+        return SQL["ranked"].format(
+            columns=", ".join([*self._names, *map(_added, columns)]),
+            names=", ".join(self._names),
+            rows=self._rows(columns),
+            number=f"sum({ranks[-1]})",
+            **self._order([f"sum({rank})" for rank in ranks], after, limit),
+        )
+
+    def ranked_reviews(self, after: GroupKey | None, limit: int) -> str:
+        """Return the statement for the names and numbers of groups of reviews, likewise."""
+        return SQL["ranked_reviews"].format(
+            names=", ".join(self._names),
+            columns=", ".join(self._named("fact")),
+            conditions=f"{self._times(self._points[0], self._points[-1])} AND {self._of_source()}",
+            **self._order(["count(*)"], after, limit),
+        )
+
+    def added_up(self) -> str:
+        """Return the statement for the sums of each part and group."""
+        columns = _columns(self._question, self._dimensions)
+        keys = ["part", *self._names]
+        return SQL["added_up"].format(
+            columns=", ".join([*keys, *map(_added, columns)]),
+            rows=self._rows(columns),
+            keys=", ".join(keys),
+        )
+
+    def reviews(self, *, with_total: bool) -> str:
+        """Return the statement for reviews by part and group, and with part None for all parts."""
+        keys = ["part", *self._names]
+        return SQL["reviews"].format(
+            keys=", ".join(keys),
+            columns=", ".join([self._part("timestamp"), *self._named("fact")]),
+            cost=COSTS[self._question.cost],
+            start=f"{self._bind(self._points[0])}::timestamptz",
+            end=f"{self._bind(self._points[-1])}::timestamptz",
+            source=self._of_source(),
+            wanted=self._wanted("fact"),
+            sets=f"({', '.join(keys)})" + (", ()" if with_total else ""),
+        )
+
+    def _bind(self, value: object) -> str:
+        self.values.append(value)
+        return f"${len(self.values)}"
+
+    def _rows(self, columns: Sequence[_Column]) -> str:
+        """Return the statement for rows of all origins, in the same columns."""
+        origin = self._origin
+        if origin.roll_up is None:
+            return self._facts(columns, [(self._points[0], self._points[-1])])
+        pieces = pieces_of(self._points)
+        values = {column.name: column.rolled_up for column in columns}
+        if self._question.subject == "llm" and not self._dimensions:
+            # One row has the times of all calls, where there is one of sums for each model.
+            nothing = {column.name: column.nothing for column in columns}
+            times = {column.name: column.rolled_up for column in _TIMES}
+            no_times = {column.name: column.nothing for column in _TIMES}
+            branches = self._rolled_up(LLM, "TRUE", values | no_times, pieces)
+            branches += self._rolled_up(USAGE, _ALL_CALLS, nothing | times, pieces)
+        else:
+            branches = self._rolled_up(origin.roll_up, origin.of_roll_up, values, pieces)
+        if pieces.edges:
+            branches.append(self._facts(columns, pieces.edges))
+        return " UNION ALL ".join(f"({branch})" for branch in branches)
+
+    def _rolled_up(
+        self, roll_up: RollUp, condition: str, values: Mapping[str, str], pieces: Pieces
+    ) -> list[str]:
+        columns = [f"{value} AS {name}" for name, value in values.items()]
+        fixed = {
+            "columns": ", ".join([self._part("bucket"), *self._named("rolled_up"), *columns]),
+            "conditions": f"{condition} AND {self._of_source()} AND {self._wanted('rolled_up')}",
+        }
+        stretches = pieces.stretches
+        return [
+            SQL["rolled_up"].format(
+                table=roll_up.table,
+                spans=self._bind([stretch.span for stretch in stretches]),
+                starts=self._bind([stretch.start for stretch in stretches]),
+                ends=self._bind([stretch.end for stretch in stretches]),
+                **fixed,
+            ),
+            SQL["not_folded"].format(
+                table=roll_up.deltas,
+                first=self._bind(pieces.quarters[0]),
+                last=self._bind(pieces.quarters[1]),
+                **fixed,
+            ),
+        ]
+
+    def _facts(self, columns: Sequence[_Column], times: Iterable[Period]) -> str:
+        values = [f"{column.fact} AS {column.name}" for column in columns]
+        conditions = [self._origin.of_facts, self._of_source(), self._wanted("fact")]
+        return SQL["facts"].format(
+            columns=", ".join([self._part("timestamp"), *self._named("fact"), *values]),
+            table=self._origin.facts,
+            times=" OR ".join(self._times(*period) for period in times),
+            conditions=" AND ".join(conditions),
+        )
+
+    def _part(self, moment: str) -> str:
+        """Return the column that numbers the parts, from 1 on."""
+        if len(self._points) == 2:  # noqa: PLR2004 - the ends of the one part
+            return "1 AS part"
+        starts = self._bind(list(self._points[:-1]))
+        return f"width_bucket({moment}, {starts}::timestamptz[]) AS part"
+
+    def _times(self, start: datetime, end: datetime) -> str:
+        return f"(timestamp >= {self._bind(start)} AND timestamp < {self._bind(end)})"
+
+    def _named(self, of: Literal["rolled_up", "fact"]) -> list[str]:
+        """Return the columns that name a row's group."""
+        return list(map("{} AS {}".format, self._keys(of), self._names))
+
+    def _keys(self, of: Literal["rolled_up", "fact"]) -> list[str]:
+        return [getattr(_NAMES[dimension], of) for dimension in self._dimensions]
+
+    def _of_source(self) -> str:
+        source = self._question.source
+        return "TRUE" if source is None else f"source = {self._bind(source)}"
+
+    def _wanted(self, of: Literal["rolled_up", "fact"]) -> str:
+        """Return the condition for rows of the wanted groups; it lets '' pass for no name."""
+        if self._groups is None:
+            return "TRUE"
+        texts = [[name or "" for name in names] for names in zip(*self._groups, strict=True)]
+        return SQL["wanted"].format(
+            columns=", ".join(f"coalesce({column}, '')" for column in self._keys(of)),
+            names=", ".join(f"{self._bind(names)}::text[]" for names in texts),
+        )
+
+    def _order(self, ranks: Sequence[str], after: GroupKey | None, limit: int) -> dict[str, str]:
+        """Return the parts that put groups in order and leave out those up to `after`."""
+        places = [f"-({rank})" for rank in ranks]
+        for name in self._names:
+            places += [f"{name} IS NULL", f"coalesce({name}, '')"]
+        return {
+            "ranks": ", ".join(f"{rank} AS rank_{place}" for place, rank in enumerate(ranks)),
+            "beyond": "TRUE" if after is None else f"({', '.join(places)}) > {self._place(after)}",
+            "order": ", ".join(places),
+            "limit": self._bind(limit),
+        }
+
+    def _place(self, key: GroupKey) -> str:
+        parts = [f"{self._bind(Decimal(-rank))}::numeric" for rank in key.rank]
+        for name in key.names:
+            parts += [f"{self._bind(name is None)}::boolean", f"{self._bind(name or '')}::text"]
+        return f"({', '.join(parts)})"

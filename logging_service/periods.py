@@ -1,0 +1,94 @@
+"""The pieces of a period: the days and quarter hours of roll-ups, and edges between these."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from logging_service.rollups import DAY_SPAN, QUARTER_SPAN
+
+_QUARTER: Final = timedelta(minutes=QUARTER_SPAN)
+_DAY: Final = timedelta(minutes=DAY_SPAN)
+_ZERO: Final = datetime(2000, 1, 1, tzinfo=UTC)
+
+Period = tuple[datetime, datetime]
+"""From the first time to the second, which is not included."""
+
+
+class Stretch(NamedTuple):
+    """A time that rows of one span, in minutes, make up: quarter hours, or whole UTC days."""
+
+    span: int
+    start: datetime
+    end: datetime
+
+
+class Pieces(NamedTuple):
+    """What a period consists of; each moment of it lies in one edge or in one stretch."""
+
+    edges: tuple[Period, ...]
+    """The times at both ends, or the one, that are less than a quarter hour."""
+    quarters: Period
+    """All stretches together; where there are none, its end is not behind its start."""
+    stretches: tuple[Stretch, ...]
+    """None reaches from one part into another that has rows of another span."""
+
+
+def quarter_of(moment: datetime) -> datetime:
+    """Return the start of the quarter hour in which `moment` lies."""
+    return moment - (moment - _ZERO) % _QUARTER
+
+
+def end_of_quarters(moment: datetime) -> datetime:
+    """Return the first start of a quarter hour that is not before `moment`."""
+    return _end_of(moment, _QUARTER)
+
+
+def aligned(points: Sequence[datetime]) -> list[datetime]:
+    """Return points of which all but the first and the last begin a quarter hour.
+
+    Those that do not are moved to the one before. The same point is there once.
+    """
+    start, *between, end = points
+    kept = dict.fromkeys(point for point in map(quarter_of, between) if start < point < end)
+    return [start, *kept, end]
+
+
+def pieces_of(points: Sequence[datetime]) -> Pieces:
+    """Return the pieces of the parts between aligned points: a day row never serves two parts."""
+    start, end = points[0], points[-1]
+    first, last = end_of_quarters(start), quarter_of(end)
+    if first > last:
+        return Pieces(((start, end),), (first, last), ())
+    edges = tuple((since, until) for since, until in ((start, first), (last, end)) if since < until)
+    parts = pairwise([first, *(point for point in points if first < point < last), last])
+    return Pieces(edges, (first, last), tuple(_joined(parts)))
+
+
+def _joined(parts: Iterator[Period]) -> list[Stretch]:
+    stretches: list[Stretch] = []
+    for since, until in parts:
+        for stretch in _stretches(since, until):
+            if stretches and stretches[-1].span == stretch.span:
+                stretch = stretch._replace(start=stretches.pop().start)  # noqa: PLW2901
+            stretches.append(stretch)
+    return stretches
+
+
+def _stretches(since: datetime, until: datetime) -> Iterator[Stretch]:
+    """Yield the quarters before the whole days, the days and the quarters behind them."""
+    first_day, last_day = _end_of(since, _DAY), until - (until - _ZERO) % _DAY
+    if first_day >= last_day:
+        first_day = last_day = until
+    for span, start, end in (
+        (QUARTER_SPAN, since, first_day),
+        (DAY_SPAN, first_day, last_day),
+        (QUARTER_SPAN, last_day, until),
+    ):
+        if start < end:
+            yield Stretch(span, start, end)
+
+
+def _end_of(moment: datetime, length: timedelta) -> datetime:
+    """Return the first multiple of `length` that is not before `moment`."""
+    return moment + (_ZERO - moment) % length

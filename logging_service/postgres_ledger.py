@@ -1,0 +1,167 @@
+"""Facts, ledger and roll-ups in PostgreSQL: written with the events, folded afterwards."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import asyncpg
+
+from logging_service import wire
+from logging_service.entries import CALL_COLUMNS, FACT_COLUMNS, REVIEW_COLUMNS, Entries
+from logging_service.pricing import Prices
+from logging_service.rollups import (
+    DAY_SPAN,
+    QUARTER_SPAN,
+    ROLL_UPS,
+    Key,
+    RollUp,
+    Sums,
+    Totals,
+    columns_of,
+    key_of,
+)
+from logging_service.statement_parts import parts_of
+
+_SQL = parts_of("roll_ups.sql")
+
+COPY_BEGIN = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+COPY_END = b"\xff\xff"
+# They keep what an event said longer than the event itself is kept.
+_BY_EVENT = ("llm_calls", "review_facts")
+# Adding up is work for the processor: others have a turn in between.
+_AT_ONCE = 2_000
+_FOLDED_AT_ONCE = 20_000
+
+# Names that all who fold or rebuild agree on; any number will do.
+_FOLD_LOCK = 7_260_411_533
+
+
+async def entries_of(elements: Sequence[bytes], prices: Prices) -> Entries:
+    """Return the entries of elements that passed `wire.check`, letting others work meanwhile."""
+    entries = Entries(prices)
+    for start in range(0, len(elements), _AT_ONCE):
+        entries.add(elements[start : start + _AT_ONCE])
+        await asyncio.sleep(0)
+    return entries
+
+
+async def write(connection: asyncpg.Connection, entries: Entries) -> None:
+    """Write the entries of events, in the transaction in which these are inserted."""
+    await copy_rows(connection, "event_facts", FACT_COLUMNS, entries.fact_rows)
+    await copy_rows(connection, "llm_calls", CALL_COLUMNS, entries.call_rows)
+    await copy_rows(connection, "review_facts", REVIEW_COLUMNS, entries.review_rows)
+    for totals in (entries.usage, entries.users, entries.llm):
+        await copy_deltas(connection, totals)
+
+
+def is_in_ledger(error: asyncpg.PostgresError) -> bool:
+    """Whether an entry is there already: its event was removed by age, and has come again."""
+    table = error.table_name or ""
+    return isinstance(error, asyncpg.UniqueViolationError) and table.startswith(_BY_EVENT)
+
+
+async def counted_before(connection: asyncpg.Connection, elements: Sequence[bytes]) -> set[bytes]:
+    """Return the `wire.key_of` of those that have their entries already, whatever these say."""
+    made = [wire.decode(element) for element in elements]
+    moments = [wire.from_micros(event.timestamp) for event in made]
+    ids = [event.event_id for event in made]
+    return {
+        wire.key(*row)
+        for table in _BY_EVENT
+        for row in await connection.fetch(_SQL["keys_in"].format(table=table), moments, ids)
+    }
+
+
+async def copy_rows(
+    connection: asyncpg.Connection, table: str, columns: Sequence[str], rows: Iterable[bytes]
+) -> None:
+    """Copy rows in PostgreSQL's binary form, without a header, into a table."""
+    if rows:
+        await copy(connection, table, columns, b"".join((COPY_BEGIN, *rows, COPY_END)), "binary")
+
+
+async def copy_deltas(connection: asyncpg.Connection, totals: Totals) -> None:
+    """Add sums to what waits to be folded; they count from the commit on."""
+    if totals.by_key:
+        roll_up = totals.roll_up
+        await copy(connection, roll_up.deltas, columns_of(roll_up), totals.rows(), "text")
+
+
+async def copy_roll_up(connection: asyncpg.Connection, totals: Totals, span: int) -> None:
+    """Put rows of a span in minutes into a roll-up that has none of their keys."""
+    if totals.by_key:
+        roll_up = totals.roll_up
+        columns = ("span", *columns_of(roll_up))
+        await copy(connection, roll_up.table, columns, totals.rows(span), "text")
+
+
+async def copy(
+    connection: asyncpg.Connection, table: str, columns: Sequence[str], rows: bytes, form: str
+) -> None:
+    """Copy rows into a table."""
+    # asyncpg takes plain bytes for a file's name.
+    await connection.copy_to_table(table, source=memoryview(rows), columns=columns, format=form)
+
+
+async def lock_folding(connection: asyncpg.Connection) -> bool:
+    """Take the right to rewrite roll-ups until the transaction ends; False when another has it."""
+    taken: bool = await connection.fetchval(_SQL["lock_folding"], _FOLD_LOCK)
+    return taken
+
+
+async def fold(connection: asyncpg.Connection) -> None:
+    """Move what waits into the roll-ups, unless another does so at this moment.
+
+    Answers are the same before and afterwards: it makes them cheaper.
+    """
+    for roll_up in ROLL_UPS:
+        moved = _FOLDED_AT_ONCE
+        while moved == _FOLDED_AT_ONCE:
+            async with connection.transaction():
+                if not await lock_folding(connection):
+                    return
+                moved = await _fold_some(connection, roll_up)
+        if moved:
+            # The next ones write where these were.
+            await connection.execute(f"VACUUM (SKIP_LOCKED) {roll_up.deltas}")
+
+
+async def _fold_some(connection: asyncpg.Connection, roll_up: RollUp) -> int:
+    deltas, moved = Totals(roll_up), 0
+    async for row in _take_deltas(connection, roll_up):
+        deltas.of(key_of(roll_up, row)).add(Sums.of(row, roll_up.columns))
+        moved += 1
+    for span, totals in ((QUARTER_SPAN, deltas), (DAY_SPAN, deltas.by_day())):
+        if totals.by_key:
+            for row in await _take_rows(connection, roll_up, span, list(totals.by_key)):
+                totals.of(key_of(roll_up, row)).add(Sums.of(row, roll_up.columns))
+            await copy_roll_up(connection, totals, span)
+    return moved
+
+
+async def _take_deltas(
+    connection: asyncpg.Connection, roll_up: RollUp
+) -> AsyncIterator[asyncpg.Record]:
+    take = _SQL["take_deltas"].format(deltas=roll_up.deltas)
+    rows = await connection.fetch(take, _FOLDED_AT_ONCE)
+    for place, row in enumerate(rows):
+        if not place % _AT_ONCE:
+            await asyncio.sleep(0)
+        yield row
+
+
+async def _take_rows(
+    connection: asyncpg.Connection, roll_up: RollUp, span: int, keys: Sequence[Key]
+) -> list[asyncpg.Record]:
+    keyed = ("bucket", *roll_up.keys)
+    types = ("timestamptz[]", *("text[]" for _ in roll_up.keys))
+    buckets, *texts = (list(values) for values in zip(*keys, strict=True))
+    take = _SQL["take_rows"].format(
+        table=roll_up.table,
+        columns=", ".join(keyed),
+        values=", ".join(f"${number}::{each}" for number, each in enumerate(types, 2)),
+        same=" AND ".join(f"kept.{column} = wanted.{column}" for column in keyed),
+    )
+    rows: list[asyncpg.Record] = await connection.fetch(
+        take, span, list(map(wire.from_micros, buckets)), *texts
+    )
+    return rows

@@ -1,0 +1,219 @@
+"""Adds up what events say, by the quarter hour, into rows that can be added up again."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import starmap
+from typing import Any, Final
+
+from logging_service import wire
+from logging_service.sketches import Bins, add_bins, bin_of, decode_bins, encode_bins, pack, unpack
+
+QUARTER: Final = 900_000_000
+"""Fifteen minutes in microseconds."""
+DAY: Final = 96 * QUARTER
+QUARTER_SPAN: Final = 15
+DAY_SPAN: Final = 1440
+ALL_TYPES: Final = ""
+"""The event type of the row that has all of them together."""
+
+CALL_SUMS: Final = (
+    "queries",
+    "unpriced",
+    "uncached_input",
+    "cache_read",
+    "cache_write",
+    "cache_write_1h",
+    "output",
+    "reasoning",
+    "unsplit",
+    "cost_nanos",
+    "reported_nanos",
+    "best_nanos",
+)
+_TIMES: Final = ("timed", "failed", "total_us", "max_us", "durations")
+
+
+@dataclass(frozen=True)
+class RollUp:
+    """A roll-up: its tables, what its rows are for, and what they add up."""
+
+    table: str
+    deltas: str
+    keys: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+def _roll_up(subject: str, keys: str, *columns: str) -> RollUp:
+    return RollUp(f"{subject}_rollup", f"{subject}_deltas", tuple(keys.split()), columns)
+
+
+USAGE: Final = _roll_up(
+    "usage", "source event_type", "events", "errors", *_TIMES, "sessions", "users"
+)
+USER: Final = _roll_up(
+    "user", "source user_id", "events", "errors", *CALL_SUMS, *_TIMES, "sessions"
+)
+LLM: Final = _roll_up("llm", "source provider model", *CALL_SUMS, *_TIMES)
+ROLL_UPS: Final = (USAGE, USER, LLM)
+
+Key = tuple[Any, ...]
+"""A bucket's start in microseconds since 2000, then the texts that a roll-up's `keys` name."""
+
+
+class Sums:
+    """What is added up under one key; `calls` are in the order of `CALL_SUMS`."""
+
+    __slots__ = (
+        "calls",
+        "durations",
+        "errors",
+        "events",
+        "failed",
+        "max_us",
+        "sessions",
+        "timed",
+        "total_us",
+        "users",
+    )
+
+    def __init__(self) -> None:
+        self.events = self.errors = self.timed = self.failed = self.total_us = self.max_us = 0
+        self.calls: Sequence[int] = _NO_CALLS
+        self.durations: Bins = {}
+        self.sessions: set[int] = set()
+        self.users: set[int] = set()
+
+    def add(self, other: "Sums") -> None:
+        """Add what another key has."""
+        self.events += other.events
+        self.errors += other.errors
+        self.timed += other.timed
+        self.failed += other.failed
+        self.total_us += other.total_us
+        self.max_us = max(self.max_us, other.max_us)
+        if other.calls is not _NO_CALLS:
+            self.add_calls([other.calls])
+        add_bins(self.durations, other.durations)
+        self.sessions |= other.sessions
+        self.users |= other.users
+
+    def add_calls(self, calls: Iterable[Iterable[int]]) -> None:
+        """Add model calls, each with its values in the order of `CALL_SUMS`."""
+        self.calls = list(map(sum, zip(self.calls, *calls, strict=True)))
+
+    def add_times(self, durations: Sequence[int], failed: int) -> None:
+        """Add durations in microseconds, of which so many belong to what failed."""
+        if durations:
+            self.timed += len(durations)
+            self.failed += failed
+            self.total_us += sum(durations)
+            self.max_us = max(self.max_us, *durations)
+            add_bins(self.durations, Counter(map(bin_of, durations)))
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], columns: Iterable[str]) -> "Sums":
+        """Return the sums that a row of a roll-up or of its deltas has in these columns."""
+        sums = cls()
+        for column in columns:
+            if column not in _CALL_PLACES:
+                setattr(sums, column, _FROM_ROW.get(column, int)(row[column]))
+        if "queries" in row:
+            sums.calls = [int(row[column]) for column in CALL_SUMS]
+        return sums
+
+    def fields(self, columns: Iterable[str]) -> list[str]:
+        r"""Return the columns as fields of `COPY` in its text format, without tabs or newlines."""
+        return [self._field(column) for column in columns]
+
+    def _field(self, column: str) -> str:
+        place = _CALL_PLACES.get(column)
+        if place is not None:
+            return str(self.calls[place])
+        value = getattr(self, column)
+        to_text = _TO_TEXT.get(column)
+        return str(value) if to_text is None else to_text(value)
+
+
+_NO_CALLS: Final[Sequence[int]] = (0,) * len(CALL_SUMS)
+_CALL_PLACES: Final = {column: place for place, column in enumerate(CALL_SUMS)}
+
+
+def _hashes(packed: bytes) -> set[int]:
+    return set(unpack(packed))
+
+
+def _hex(hashes: set[int]) -> str:
+    return rf"\\x{pack(hashes).hex()}"
+
+
+def _json(bins: Bins) -> str:
+    return encode_bins(bins).decode()
+
+
+_FROM_ROW: Final[dict[str, Callable[[Any], Any]]] = {
+    "durations": decode_bins,
+    "sessions": _hashes,
+    "users": _hashes,
+}
+_TO_TEXT: Final[dict[str, Callable[[Any], str]]] = {
+    "durations": _json,
+    "sessions": _hex,
+    "users": _hex,
+}
+
+_ESCAPES: Final = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+
+
+def _text(text: str) -> str:
+    return text if text.isalnum() else text.translate(_ESCAPES)
+
+
+class Totals:
+    """The sums of one roll-up, by key."""
+
+    def __init__(self, roll_up: RollUp) -> None:
+        self.roll_up = roll_up
+        self.by_key: dict[Key, Sums] = {}
+
+    def of(self, key: Key) -> Sums:
+        """Return the sums under a key, to be added to."""
+        sums = self.by_key.get(key)
+        if sums is None:
+            sums = self.by_key[key] = Sums()
+        return sums
+
+    def rows(self, span: int | None = None) -> bytes:
+        """Return all as the text that `COPY` takes, in the columns that `columns_of` names."""
+        first = [] if span is None else [str(span)]
+        columns = self.roll_up.columns
+        lines = starmap(
+            lambda key, sums: "\t".join(
+                [*first, _time(key[0]), *map(_text, key[1:]), *sums.fields(columns)]
+            ),
+            self.by_key.items(),
+        )
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    def by_day(self) -> "Totals":
+        """Return the sums of whole UTC days."""
+        days = Totals(self.roll_up)
+        for key, sums in self.by_key.items():
+            days.of((key[0] // DAY * DAY, *key[1:])).add(sums)
+        return days
+
+
+def columns_of(roll_up: RollUp) -> tuple[str, ...]:
+    """Return the columns of a row of `Totals.rows`, behind the span if there is one."""
+    return ("bucket", *roll_up.keys, *roll_up.columns)
+
+
+def _time(micros: int) -> str:
+    return wire.from_micros(micros).isoformat(" ")
+
+
+def key_of(roll_up: RollUp, row: Mapping[str, Any]) -> Key:
+    """Return the key of a row."""
+    bucket: datetime = row["bucket"]
+    return (wire.to_micros(bucket), *(row[key] for key in roll_up.keys))

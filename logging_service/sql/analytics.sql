@@ -1,0 +1,106 @@
+-- The parts of which `analytics_statements` composes what is read. What stands in braces is put in
+-- by it: fixed texts, or the number of a bound parameter.
+
+-- name: rolled_up
+-- Rows of a roll-up. Behind OFFSET the conditions are those of the index, for each stretch anew;
+-- else the planner may join all rows of a span.
+SELECT rolled.*
+  FROM unnest({spans}::smallint[], {starts}::timestamptz[], {ends}::timestamptz[])
+       AS stretch (span, start, until)
+ CROSS JOIN LATERAL (
+       SELECT {columns}
+         FROM {table}
+        WHERE span = stretch.span AND bucket >= stretch.start AND bucket < stretch.until
+          AND {conditions}
+       OFFSET 0) AS rolled
+
+-- name: not_folded
+-- What is yet to be folded into it.
+SELECT {columns}
+  FROM {table}
+ WHERE bucket >= {first} AND bucket < {last} AND {conditions}
+
+-- name: facts
+-- Facts of single events, each of which adds its own to the sums.
+SELECT {columns}
+  FROM {table}
+ WHERE ({times}) AND {conditions}
+
+-- name: wanted
+({columns}) IN (SELECT * FROM unnest({names}))
+
+-- name: ranked
+-- Groups in their order, from one on.
+SELECT {columns}, {ranks}
+  FROM ({rows}) AS rows
+ GROUP BY {names}
+HAVING {number} > 0 AND {beyond}
+ ORDER BY {order}
+ LIMIT {limit}
+
+-- name: ranked_reviews
+SELECT {names}, {ranks}
+  FROM (SELECT {columns} FROM review_facts WHERE {conditions}) AS rows
+ GROUP BY {names}
+HAVING {beyond}
+ ORDER BY {order}
+ LIMIT {limit}
+
+-- name: added_up
+SELECT {columns}
+  FROM ({rows}) AS rows
+ GROUP BY {keys}
+
+-- name: lacks_events
+-- Whether single events of the quarter hour from $1 to $2 are not there any more. They are counted,
+-- since the planner looks for a first one by reading the day.
+SELECT EXISTS (SELECT FROM thinned_days WHERE day = ($1::timestamptz AT TIME ZONE 'UTC')::date)
+    OR (EXISTS (SELECT FROM usage_rollup WHERE span = 15 AND bucket = $1)
+        AND (SELECT count(*) FROM event_facts WHERE timestamp >= $1 AND timestamp < $2) = 0)
+
+-- name: reviews
+-- What the calls of a session cost counts for its last review. Calls of a day before the period and
+-- of a day behind it belong to its sessions too; a review of that day is later than one of ours.
+WITH reviews AS (
+    SELECT *, lead(timestamp) OVER (PARTITION BY source, session_id
+                                    ORDER BY timestamp, event_id) IS NULL AS is_last
+      FROM review_facts
+     WHERE timestamp >= {start} AND timestamp < {end} + interval '1 day' AND {source}
+), spent AS (
+    SELECT source AS spent_source, session_id AS spent_session,
+           sum({cost}) AS cost, sum(unpriced) AS unpriced,
+           sum(uncached_input + cache_read + cache_write + cache_write_1h + output + reasoning
+               + unsplit) AS tokens
+      FROM llm_calls
+     WHERE timestamp >= {start} - interval '1 day' AND timestamp < {end} + interval '1 day'
+       AND session_id IS NOT NULL AND {source}
+     GROUP BY source, session_id
+), rows AS (
+    SELECT {columns}, duration_us, is_failed, errors, warnings, infos,
+           coalesce(cost, 0) AS cost, coalesce(tokens, 0) AS tokens,
+           coalesce(unpriced, 0) AS unpriced
+      FROM (SELECT * FROM reviews WHERE timestamp < {end} AND {wanted}) AS ours
+      LEFT JOIN spent ON is_last AND spent_source = source AND spent_session = session_id
+)
+SELECT {keys},
+       count(*) AS reviews,
+       count(*) FILTER (WHERE is_failed) AS failed,
+       sum(cost) AS cost,
+       percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY cost) AS costs,
+       sum(tokens) AS tokens,
+       sum(unpriced) AS unpriced,
+       count(duration_us) AS timed,
+       sum(duration_us) AS total_us,
+       percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY duration_us) AS durations,
+       sum(errors) AS errors,
+       sum(warnings) AS warnings,
+       sum(infos) AS infos
+  FROM rows
+ GROUP BY GROUPING SETS ({sets})
+
+-- name: version
+-- What was stored, wherever its delivery is in the books, and how often that was changed since.
+SELECT (SELECT coalesce(sum(stored), 0) FROM epochs)
+       + (SELECT coalesce(sum(stored), 0) FROM deliveries)
+       + (SELECT coalesce(sum(stored), 0) FROM trials) AS stored,
+       (SELECT number FROM ledger_changes) AS changes
