@@ -1,7 +1,10 @@
 """What a batch of stored events adds to the facts, the ledger of model calls and the roll-ups."""
 
 import struct
+from collections import defaultdict
 from collections.abc import Iterable
+from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from logging_service import wire
@@ -58,6 +61,7 @@ CALL_COLUMNS: Final = (
     "price_source",
     "unpriced_reason",
     "fault",
+    "reported_fault",
     "service",
 )
 REVIEW_COLUMNS: Final = (
@@ -89,6 +93,10 @@ _Row = tuple[int | None, str | None, int | None, bool]
 _Call = tuple[tuple[int, ...], int | None, bool]
 
 
+# Of a quarter hour and source, by user: the hash of the session of each event.
+_Users = defaultdict[tuple[int, str], defaultdict[str, list[int | None]]]
+
+
 class Entries:
     """The rows and sums of events; `…_rows` are those of a binary COPY."""
 
@@ -99,7 +107,6 @@ class Entries:
         self.usage, self.users, self.llm = Totals(USAGE), Totals(USER), Totals(LLM)
         self.queries: dict[str, ModelQueries] = {}
         self._prices = prices
-        self._sessions: dict[bytes, int | None] = {NULL: None}
         self._columns: dict[str | None, bytes] = {None: NULL}
         self._told_columns: dict[tuple[str | None, ...], bytes] = {}
 
@@ -114,8 +121,9 @@ class Entries:
             rows = by_type.get(key)
             if rows is None:
                 rows = by_type[key] = []
-            rows.append((self._session(texts[:type_at]), *facts))
             user, duration, is_failed = facts
+            session = hash_of(texts[4:type_at]) if texts[:4] != NULL else None
+            rows.append((session, user, duration, is_failed))
             self.fact_rows.append(
                 b"".join(
                     (
@@ -131,21 +139,21 @@ class Entries:
                 calls.append((event, facts))
             elif key[1].startswith(_REVIEW):
                 self.review_rows.append(_review_row(event, facts))
+        of_users: _Users = defaultdict(lambda: defaultdict(list))
         for (quarter, columns), rows in by_type.items():
-            self._count(quarter * QUARTER, columns, rows)
+            self._count(quarter * QUARTER, columns, rows, of_users)
+        for place, of_source in of_users.items():
+            for user, sessions in of_source.items():
+                sums = self.users.of((*place, user))
+                sums.events += len(sessions)
+                sums.sessions.update(filter(None, sessions))
         self._add_calls(calls)
-
-    def _session(self, session: bytes) -> int | None:
-        known = self._sessions.get(session, -1)
-        if known == -1:
-            known = self._sessions[session] = hash_of(session[4:])
-        return known
 
     def _column(self, text: str | None) -> bytes:
         made = self._columns[text] = column(clean(text).encode()) if text else NULL
         return made
 
-    def _count(self, start: int, columns: bytes, rows: list[_Row]) -> None:
+    def _count(self, start: int, columns: bytes, rows: list[_Row], of_users: "_Users") -> None:
         event_type, source = _two_texts(columns)
         number = len(rows)
         sums = Sums()
@@ -156,41 +164,34 @@ class Entries:
             [duration for _, _, duration, _ in rows if duration is not None],
             sum(is_failed for _, _, duration, is_failed in rows if duration is not None),
         )
-        of_users: dict[str, list[int | None]] = {}
-        for session, user, _, _ in rows:
-            sessions = of_users.get(user or "")
-            if sessions is None:
-                sessions = of_users[user or ""] = []
-            sessions.append(session)
-        sums.users = {hash_of(user.encode()) for user in of_users if user}
+        users = {user for _, user, _, _ in rows if user}
+        sums.users = {hash_of(user.encode()) for user in users}
         self.usage.of((start, source, event_type)).add(sums)
         self.usage.of((start, source, ALL_TYPES)).add(sums)
-        for user, sessions in of_users.items():
-            of_user = self.users.of((start, source, user))
-            of_user.events += len(sessions)
-            of_user.errors += len(sessions) if event_type == ERROR else 0
-            of_user.sessions.update(session for session in sessions if session is not None)
+        if event_type == ERROR:
+            for _, user, _, _ in rows:
+                self.users.of((start, source, user or "")).errors += 1
+        of_source = of_users[start, source]
+        for session, user, _, _ in rows:
+            of_source[user or ""].append(session)
 
     def _add_calls(self, calls: Iterable[tuple[Narrow, Facts]]) -> None:
         of_models: dict[tuple[int, str, str | None, str | None], list[_Call]] = {}
         of_users: dict[Key, list[_Call]] = {}
-        sources: dict[bytes, str] = {}
         for event, facts in calls:
             _, moment, texts, type_at, payload = event
             user, duration, is_failed = facts
             sent = decoded(payload)
             usage = usage_of(payload if sent is None else sent)
-            cost = self._prices.cost_of(usage, wire.from_micros(moment))
+            # No price changes within a second.
+            cost = self._prices.cost_of(usage, _second(moment // 1_000_000))
             nanos, reported = cost.nanos, usage.reported_nanos
             best = reported if nanos is None else nanos
             self._add_call_row(event, facts, usage, cost, best)
             counts = (*usage.counts, usage.unsplit)
             sums = (1, nanos is None, *counts, nanos or 0, reported or 0, best or 0)
             call = sums, duration, is_failed
-            columns = texts[type_at:]
-            source = sources.get(columns)
-            if source is None:
-                source = sources[columns] = _two_texts(columns)[1]
+            source = _two_texts(texts[type_at:])[1]
             start = moment // QUARTER * QUARTER
             of_model = start, source, usage.provider, usage.model
             of_models.setdefault(of_model, []).append(call)
@@ -221,7 +222,15 @@ class Entries:
             *(1, usage.has_media, 1, usage.is_told, 1, is_failed),
         )
         # Few models with few outcomes: their columns are the same for many calls.
-        told = (usage.provider, usage.model, cost.source, cost.unpriced, usage.fault, usage.service)
+        told = (
+            usage.provider,
+            usage.model,
+            cost.source,
+            cost.unpriced,
+            usage.fault,
+            usage.reported_fault,
+            usage.service,
+        )
         columns = self._told_columns.get(told)
         if columns is None:
             columns = self._told_columns[told] = b"".join(map(self._column, told))
@@ -242,6 +251,12 @@ class Entries:
         )
 
 
+@lru_cache(maxsize=1024)
+def _second(number: int) -> datetime:
+    return wire.from_micros(number * 1_000_000)
+
+
+@lru_cache(maxsize=1024)
 def _two_texts(columns: bytes) -> tuple[str, str]:
     end = 4 + _LENGTH.unpack_from(columns)[0]
     return columns[4:end].decode(), columns[end + 4 :].decode()

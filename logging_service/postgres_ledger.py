@@ -1,7 +1,7 @@
 """Facts, ledger and roll-ups in PostgreSQL: written with the events, folded afterwards."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import asyncpg
 
@@ -10,12 +10,16 @@ from logging_service.entries import CALL_COLUMNS, FACT_COLUMNS, REVIEW_COLUMNS, 
 from logging_service.pricing import Prices
 from logging_service.rollups import (
     DAY_SPAN,
+    LLM,
     QUARTER_SPAN,
     ROLL_UPS,
+    USAGE,
+    USER,
     Key,
     RollUp,
     Sums,
     Totals,
+    added_up,
     columns_of,
     key_of,
 )
@@ -28,8 +32,9 @@ COPY_END = b"\xff\xff"
 # They keep what an event said longer than the event itself is kept.
 _BY_EVENT = ("llm_calls", "review_facts")
 # Adding up is work for the processor: others have a turn in between.
-_AT_ONCE = 2_000
-_FOLDED_AT_ONCE = 20_000
+_AT_ONCE = 5_000
+# A row by event type may have 64 KiB of hashes.
+_FOLDED_AT_ONCE = {USAGE: 2_000, USER: 20_000, LLM: 20_000}
 
 # Names that all who fold or rebuild agree on; any number will do.
 _FOLD_LOCK = 7_260_411_533
@@ -114,39 +119,32 @@ async def fold(connection: asyncpg.Connection) -> None:
     Answers are the same before and afterwards: it makes them cheaper.
     """
     for roll_up in ROLL_UPS:
-        moved = _FOLDED_AT_ONCE
-        while moved == _FOLDED_AT_ONCE:
+        most = moved = _FOLDED_AT_ONCE[roll_up]
+        while moved == most:
             async with connection.transaction():
                 if not await lock_folding(connection):
                     return
-                moved = await _fold_some(connection, roll_up)
+                moved = await _fold_some(connection, roll_up, most)
         if moved:
             # The next ones write where these were.
             await connection.execute(f"VACUUM (SKIP_LOCKED) {roll_up.deltas}")
 
 
-async def _fold_some(connection: asyncpg.Connection, roll_up: RollUp) -> int:
+async def _fold_some(connection: asyncpg.Connection, roll_up: RollUp, most: int) -> int:
     deltas, moved = Totals(roll_up), 0
-    async for row in _take_deltas(connection, roll_up):
-        deltas.of(key_of(roll_up, row)).add(Sums.of(row, roll_up.columns))
-        moved += 1
+    keys = ", ".join(("bucket", *roll_up.keys))
+    take = _SQL["take_deltas"].format(deltas=roll_up.deltas, keys=keys, sums=added_up(roll_up))
+    for row in await connection.fetch(take, most):
+        deltas.by_key[key_of(roll_up, row)] = Sums.of(row, roll_up.columns)
+        moved += row["rows"]
+    await asyncio.sleep(0)
+    await connection.execute(_SQL["look_up"])
     for span, totals in ((QUARTER_SPAN, deltas), (DAY_SPAN, deltas.by_day())):
         if totals.by_key:
             for row in await _take_rows(connection, roll_up, span, list(totals.by_key)):
                 totals.of(key_of(roll_up, row)).add(Sums.of(row, roll_up.columns))
             await copy_roll_up(connection, totals, span)
     return moved
-
-
-async def _take_deltas(
-    connection: asyncpg.Connection, roll_up: RollUp
-) -> AsyncIterator[asyncpg.Record]:
-    take = _SQL["take_deltas"].format(deltas=roll_up.deltas)
-    rows = await connection.fetch(take, _FOLDED_AT_ONCE)
-    for place, row in enumerate(rows):
-        if not place % _AT_ONCE:
-            await asyncio.sleep(0)
-        yield row
 
 
 async def _take_rows(

@@ -103,10 +103,11 @@ class Prices:
 
         Never raises.
         """
-        unknown, model = _unknown(usage), usage.model
-        if unknown or model is None:
-            return Cost(None, unpriced=unknown or Unpriced.NO_MODEL)
-        at = at.astimezone(UTC)
+        model = usage.model
+        if model is None or usage.fault or usage.unsplit or not usage.is_told:
+            return Cost(None, unpriced=_unknown(usage) or Unpriced.NO_MODEL)
+        if at.tzinfo is not UTC:
+            at = at.astimezone(UTC)
         for valid_from, band in self._own(usage.provider, model):
             if valid_from <= at:
                 return _cost(usage.counts, band, self._own_source)

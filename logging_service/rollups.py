@@ -114,7 +114,10 @@ class Sums:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], columns: Iterable[str]) -> "Sums":
-        """Return the sums that a row of a roll-up or of its deltas has in these columns."""
+        """Return the sums that a row of a roll-up has in these columns.
+
+        Bins and hashes may be lists, of several rows whose other columns are added up already.
+        """
         sums = cls()
         for column in columns:
             if column not in _CALL_PLACES:
@@ -140,8 +143,18 @@ _NO_CALLS: Final[Sequence[int]] = (0,) * len(CALL_SUMS)
 _CALL_PLACES: Final = {column: place for place, column in enumerate(CALL_SUMS)}
 
 
-def _hashes(packed: bytes) -> set[int]:
-    return set(unpack(packed))
+def _hashes(packed: bytes | list[bytes]) -> set[int]:
+    several = packed if isinstance(packed, list) else [packed]
+    return set().union(*map(unpack, several))
+
+
+def _bins(texts: bytes | list[bytes]) -> Bins:
+    if not isinstance(texts, list):
+        return decode_bins(texts)
+    bins: Bins = {}
+    for text in texts:
+        add_bins(bins, decode_bins(text))
+    return bins
 
 
 def _hex(hashes: set[int]) -> str:
@@ -153,7 +166,7 @@ def _json(bins: Bins) -> str:
 
 
 _FROM_ROW: Final[dict[str, Callable[[Any], Any]]] = {
-    "durations": decode_bins,
+    "durations": _bins,
     "sessions": _hashes,
     "users": _hashes,
 }
@@ -202,6 +215,12 @@ class Totals:
         for key, sums in self.by_key.items():
             days.of((key[0] // DAY * DAY, *key[1:])).add(sums)
         return days
+
+
+def added_up(roll_up: RollUp) -> str:
+    """Return the SQL that adds up rows of one key: `Sums.of` reads what it gives."""
+    ways = {"max_us": "max"} | dict.fromkeys(("durations", "sessions", "users"), "array_agg")
+    return ", ".join(f"{ways.get(name, 'sum')}({name}) AS {name}" for name in roll_up.columns)
 
 
 def columns_of(roll_up: RollUp) -> tuple[str, ...]:

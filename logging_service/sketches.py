@@ -10,6 +10,7 @@ import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
 from typing import Final, NamedTuple
@@ -84,6 +85,7 @@ def _middle_ms(number: int) -> float:
     return 0.0 if number == _ZERO else float(f"{_GAMMA**number * _MIDDLE / 1000:.5g}")
 
 
+@lru_cache(maxsize=20_000)
 def hash_of(text: bytes) -> int:
     """Return a hash of 63 bits, the same everywhere and always."""
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1

@@ -88,9 +88,11 @@ def usage_of(payload: Mapping[str, Any] | bytes) -> Usage:
     if sent is None:
         return Usage(fault="the payload is not a JSON object")
     names = _READ.intersection(sent)
-    source, dialect = usage_object(sent, names)
     provider = _provider_of(sent)
-    split, fault = _split(source, dialect, provider)
+    split, fault, source, dialect = _plain(sent, names), None, sent, None
+    if split is None:
+        source, dialect = usage_object(sent, names)
+        split, fault = _split(source, dialect, provider)
     nanos, refused = _reported(sent, source)
     return Usage(
         provider,
@@ -134,14 +136,19 @@ class _Split(NamedTuple):
 _NOTHING: Final = _Split()
 
 
-def _simple(dialect: Dialect, source: Mapping[str, Any]) -> _Split | None:
-    """Return what most calls tell, input and output and no part of them; None for all others."""
-    if not dialect.is_simple:
+# What most calls tell in our own names: input and output, and no part of them.
+_PLAIN: Final = frozenset({"input_tokens", "output_tokens"})
+_PLAIN_NAMES: Final = frozenset({_PLAIN, _PLAIN | {"tokens_used"}})
+
+
+def _plain(sent: Mapping[str, Any], names: frozenset[str]) -> _Split | None:
+    """Return the counts of a payload that needs no dialect, None for any other."""
+    if names not in _PLAIN_NAMES:
         return None
-    told, answered = source[dialect.input[0]], source[dialect.output[0]]
+    told, answered = sent["input_tokens"], sent["output_tokens"]
     if type(told) is not int or type(answered) is not int:
         return None
-    if not (0 <= told <= MAX_TOKENS and 0 <= answered <= MAX_TOKENS):
+    if not (0 < told <= MAX_TOKENS and 0 <= answered <= MAX_TOKENS):
         return None
     return _Split(Counts(told, output=answered), is_told=True)
 
@@ -151,8 +158,6 @@ def _split(
 ) -> tuple[_Split, str | None]:
     if dialect is None:
         return _NOTHING, None
-    if simple := _simple(dialect, source):
-        return simple, None
     reader = _Reader(source)
     split = reader.split(dialect, provider)
     return split, "; ".join(reader.faults)[:300] or None

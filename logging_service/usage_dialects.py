@@ -30,8 +30,6 @@ class Dialect(NamedTuple):
     reasoning_beside: bool | None = False
     # What tells audio, images and video from text: a count, an object or a list of counts.
     media: tuple[str, ...] = ()
-    # Whether there are names for the input, the output and perhaps the total, and no others.
-    is_simple: bool = False
 
 
 _CHAT: Final = Dialect(
@@ -207,9 +205,7 @@ def _dialects_with(names: frozenset[str]) -> tuple[Dialect, ...]:
             for part, paths in _parts_of(dialect).items()
         }
         if parts["input"] or parts["output"] or parts["total"]:
-            rest = any(parts[part] for part in parts.keys() - {"input", "output", "total"})
-            is_simple = len(parts["input"]) == len(parts["output"]) == 1 and not rest
-            found.append(dialect._replace(**parts, is_simple=is_simple))
+            found.append(dialect._replace(**parts))
     return tuple(found)
 
 

@@ -32,7 +32,7 @@ from logging_service.errors import BackendUnavailable, TooManyDead
 from logging_service.ports import DeadLetter, Delivery, Outcome, Sorted
 from logging_service.postgres_store import PostgresStore, open_postgres_store
 from logging_service.pricing import Prices
-from logging_service.rollups import LLM, USER, Totals
+from logging_service.rollups import LLM, ROLL_UPS, USER, Totals
 from logging_service.sketches import hash_of, unpack
 from logging_service.trials import Trials
 
@@ -297,7 +297,7 @@ class TestFolding:
         database: asyncpg.Connection,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(postgres_ledger, "_FOLDED_AT_ONCE", 7)
+        monkeypatch.setattr(postgres_ledger, "_FOLDED_AT_ONCE", dict.fromkeys(ROLL_UPS, 7))
         fold_some, pieces = postgres_ledger._fold_some, []
 
         async def fold_some_and_tell(*them: Any) -> int:
@@ -451,6 +451,26 @@ class TestDays:
         buckets = await database.fetch("SELECT DISTINCT bucket FROM usage_rollup WHERE span = 15")
         assert len(buckets) == len(DAYS) * 4
         assert await thinned(database) == set()
+
+    async def test_a_delivery_may_need_more_days_than_are_made_at_once(
+        self, store: PostgresStore, database: asyncpg.Connection
+    ) -> None:
+        events = [a_call(DAYS[1] + timedelta(days=number)) for number in range(40)]
+        assert (await append(store, *events)).stored == 40
+        assert await partitions(database, "log_events") == 40
+        await assert_folded(store, database)
+
+    async def test_days_that_a_partition_of_the_operators_covers_are_stored_there(
+        self, store: PostgresStore, database: asyncpg.Connection
+    ) -> None:
+        await database.execute(
+            "CREATE TABLE spring PARTITION OF log_events"
+            " FOR VALUES FROM ('2024-02-01 00:00+00') TO ('2024-05-01 00:00+00')"
+        )
+        assert (await append(store, *map(a_call, DAYS[2:5]))).stored == 3
+        assert await count(database, "spring") == 2
+        assert await partitions(database, "log_events") == 2
+        await assert_folded(store, database)
 
     @pytest.mark.parametrize("table", ["event_facts_p20240229", "llm_calls_p202402"])
     async def test_a_partition_that_is_gone_is_made_again(

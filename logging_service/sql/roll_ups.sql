@@ -4,10 +4,19 @@
 -- Whether this transaction alone may rewrite roll-ups from now on.
 SELECT pg_try_advisory_xact_lock($1)
 
+-- name: look_up
+-- Each key is looked up in the roll-up, however the planner thinks of the two.
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off
+
 -- name: take_deltas
-DELETE FROM {deltas}
- WHERE ctid = ANY (ARRAY(SELECT ctid FROM {deltas} LIMIT $1))
-RETURNING *
+-- Some of what waits, taken out and added up by key.
+WITH taken AS (
+    DELETE FROM {deltas}
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM {deltas} LIMIT $1))
+    RETURNING *
+)
+SELECT {keys}, count(*) AS rows, {sums} FROM taken GROUP BY {keys}
 
 -- name: take_rows
 -- The rows of a span under these keys, taken out: they are put back with more in them.

@@ -90,6 +90,7 @@ STATEMENTS = (
         price_source    text        COLLATE "C",
         unpriced_reason text        COLLATE "C",
         fault           text        COLLATE "C",
+        reported_fault  text        COLLATE "C",
         service         text        COLLATE "C",
         has_media       boolean     NOT NULL,
         is_told         boolean     NOT NULL,
