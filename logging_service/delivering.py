@@ -16,6 +16,7 @@ from logging_service import metrics, wire
 from logging_service.books import Books
 from logging_service.errors import (
     BackendUnavailable,
+    DeliveryTooWide,
     LoggingServiceError,
     SchemaMismatch,
     TooManyDead,
@@ -258,8 +259,12 @@ class Consumer:
                 turn, lambda: self._store.begin_delivery(turn.delivery, turn.run)
             )
         if begun <= _MOST_BEGUN:
-            await self._store_at_once(turn)
-            return
+            try:
+                await self._store_at_once(turn)
+            except DeliveryTooWide as error:
+                _log.warning("delivery_too_wide", reason=str(error))
+            else:
+                return
         if self._is_trying:
             raise _NotHere
         self._is_trying = True

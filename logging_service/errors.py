@@ -45,6 +45,10 @@ class QueueFull(BackendUnavailable):
     """The queue holds as many events as it may; send them again later."""
 
 
+class DeliveryTooWide(LoggingServiceError):
+    """The delivery's days need more locks at once than the database has; its events fit alone."""
+
+
 class TooManyDead(LoggingServiceError):
     """So many of the last events cannot be stored that the fault is hardly theirs."""
 

@@ -78,7 +78,10 @@ def reprice_calls(
     if not (yes or dry_run) and (as_json or not sys.stdin.isatty()):
         raise SettingsError("nobody can be asked here: add --yes, or --dry-run to look only")
     end = _moment(until, "--until") if until is not None else _LATEST
-    settings, wanted = load_settings(), Wanted(_moment(since, "--since"), end, model)
+    start = _moment(since, "--since")
+    if end <= start:
+        raise SettingsError("--until has to be later than --since")
+    settings, wanted = load_settings(), Wanted(start, end, model)
     looked_at, found = asyncio.run(_survey(settings, wanted))
     if not as_json:
         _print_difference(looked_at, found)
@@ -228,6 +231,8 @@ def rebuild(
     """
     first = _day(since, "--since") if since is not None else None
     last = _day(until, "--until") if until is not None else None
+    if first and last and last < first:
+        raise SettingsError("--until may not be before --since")
     settings, done = load_settings(), list[Rebuilt]()
     try:
         asyncio.run(_rebuild(settings, first, last, done, keep=not dry_run))

@@ -1,6 +1,6 @@
 """Every metric of the services, in one place, with what a rise of it means."""
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -133,10 +133,14 @@ class BatchHistogram(Collector):
 
     def observe_many(self, values: Iterable[float]) -> None:
         """Count each of `values` in the first bucket whose bound it does not exceed."""
-        bounds, counts = self._bounds, self._counts
-        for value in values:
-            counts[bisect_left(bounds, value)] += 1
-            self._sum += value
+        ascending = sorted(values)
+        self._sum += sum(ascending)
+        passed = 0
+        for place, bound in enumerate(self._bounds):
+            below = bisect_right(ascending, bound, passed)
+            self._counts[place] += below - passed
+            passed = below
+        self._counts[-1] += len(ascending) - passed
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """Yield the metric as it stands, as the registry asks for it."""

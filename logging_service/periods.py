@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from logging_service.rollups import DAY_SPAN, QUARTER_SPAN
 
 _QUARTER: Final = timedelta(minutes=QUARTER_SPAN)
-_DAY: Final = timedelta(minutes=DAY_SPAN)
+_SPANS: Final = (DAY_SPAN, QUARTER_SPAN)
 _ZERO: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 Period = tuple[datetime, datetime]
@@ -36,7 +36,7 @@ class Pieces(NamedTuple):
 
 def quarter_of(moment: datetime) -> datetime:
     """Return the start of the quarter hour in which `moment` lies."""
-    return moment - (moment - _ZERO) % _QUARTER
+    return _start_of(moment, _QUARTER)
 
 
 def end_of_quarters(moment: datetime) -> datetime:
@@ -68,25 +68,30 @@ def pieces_of(points: Sequence[datetime]) -> Pieces:
 def _joined(parts: Iterator[Period]) -> list[Stretch]:
     stretches: list[Stretch] = []
     for since, until in parts:
-        for stretch in _stretches(since, until):
+        for stretch in _stretches(since, until, _SPANS):
             if stretches and stretches[-1].span == stretch.span:
                 stretch = stretch._replace(start=stretches.pop().start)  # noqa: PLW2901
             stretches.append(stretch)
     return stretches
 
 
-def _stretches(since: datetime, until: datetime) -> Iterator[Stretch]:
-    """Yield the quarters before the whole days, the days and the quarters behind them."""
-    first_day, last_day = _end_of(since, _DAY), until - (until - _ZERO) % _DAY
-    if first_day >= last_day:
-        first_day = last_day = until
-    for span, start, end in (
-        (QUARTER_SPAN, since, first_day),
-        (DAY_SPAN, first_day, last_day),
-        (QUARTER_SPAN, last_day, until),
-    ):
-        if start < end:
-            yield Stretch(span, start, end)
+def _stretches(since: datetime, until: datetime, spans: Sequence[int]) -> Iterator[Stretch]:
+    """Yield the stretch of the longest span that fits, between those before it and behind it."""
+    if since == until:
+        return
+    span, *shorter = spans
+    start, end = _end_of(since, timedelta(minutes=span)), _start_of(until, timedelta(minutes=span))
+    if start < end:
+        yield from _stretches(since, start, shorter)
+        yield Stretch(span, start, end)
+        yield from _stretches(end, until, shorter)
+    else:
+        yield from _stretches(since, until, shorter)
+
+
+def _start_of(moment: datetime, length: timedelta) -> datetime:
+    """Return the last multiple of `length` that is not behind `moment`."""
+    return moment - (moment - _ZERO) % length
 
 
 def _end_of(moment: datetime, length: timedelta) -> datetime:

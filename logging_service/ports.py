@@ -283,6 +283,7 @@ class EventStore(Protocol):
 
         A batch with a place is counted with its delivery's trials, once. Raises TooManyDead, with
         nothing stored, where more than `most_dead` events cannot be, conflicts aside;
+        DeliveryTooWide for days too many for one transaction;
         BackendUnavailable when it is not known whether the transaction was committed,
         SchemaMismatch when the schema does not fit this release; and what `confirm` raises, with
         nothing stored: it is called last before the commit.

@@ -216,7 +216,7 @@ async def open_postgres_analytics(
 ) -> AsyncIterator[PostgresAnalytics]:
     """Yield a reader that connects when it is first used."""
     # The settings go into the URL, from where asyncpg takes what it does not know as settings.
-    planner = "plan_cache_mode=force_custom_plan&jit=off&work_mem=32MB"
+    planner = "plan_cache_mode=force_custom_plan&jit=off&work_mem=64MB"
     async with open_pool(
         f"{url}{'&' if '?' in url else '?'}{planner}",
         connections=connections,

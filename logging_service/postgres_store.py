@@ -16,7 +16,7 @@ import structlog
 from logging_service import wire
 from logging_service.dead_letters import CRASH, event_type_of, letter_digest
 from logging_service.entries import Entries
-from logging_service.errors import BackendUnavailable, TooManyDead
+from logging_service.errors import BackendUnavailable, DeliveryTooWide, TooManyDead
 from logging_service.ports import DeadLetter, Delivery, Outcome, Sorted, Trial
 from logging_service.postgres import EVENT_CLASSES, check_schema, open_pool, said, weather
 from logging_service.postgres_ledger import (
@@ -174,6 +174,8 @@ class PostgresStore:
                     asks_ledger = True
                 elif directly and _is_the_events_fault(error):
                     directly = False
+                elif isinstance(error, asyncpg.OutOfMemoryError) and batch.place is None:
+                    raise DeliveryTooWide(f"store: {said(error)}") from error
                 else:
                     raise
 

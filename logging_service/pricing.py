@@ -176,7 +176,7 @@ def _rates(dollars: Mapping[str, Decimal | None]) -> _Rates:
 
 
 def _cost(counts: Counts, band: _Band, source: str) -> Cost:
-    amount = band.call if any(counts) else 0
+    amount = band.call if band.call and any(counts) else 0
     try:
         amount += sum(map(mul, counts, band.rates))
     except TypeError:

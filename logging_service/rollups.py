@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import starmap
+from operator import add
 from typing import Any, Final
 
 from logging_service import wire
@@ -101,7 +102,8 @@ class Sums:
 
     def add_calls(self, calls: Iterable[Iterable[int]]) -> None:
         """Add model calls, each with its values in the order of `CALL_SUMS`."""
-        self.calls = list(map(sum, zip(self.calls, *calls, strict=True)))
+        for call in calls:
+            self.calls = list(map(add, self.calls, call))
 
     def add_times(self, durations: Sequence[int], failed: int) -> None:
         """Add durations in microseconds, of which so many belong to what failed."""

@@ -9,7 +9,7 @@ distinct elements in a data stream", RANDOM 2002.
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import chain
@@ -35,6 +35,7 @@ _ZERO: Final = -1
 _HASHES: Final = 2**63
 _KEPT: Final = EXACT_UNIQUES + 1
 _SAMPLED: Final = 32
+_REPEATED: Final = 3
 
 Bins = dict[int, int]
 _decode = msgspec.json.Decoder(Bins).decode
@@ -127,18 +128,30 @@ def unite(several: Iterable[Sequence[int]]) -> Sequence[int]:
         return filled[0]
     # A full one lacks what is larger than its last, which has no place among the smallest of all.
     bound = min((hashes[-1] for hashes in filled if len(hashes) >= _KEPT), default=_HASHES)
-    different = len(set().union(*_up_to(bound // _SAMPLED, filled))) * _SAMPLED
+    if sum(map(len, filled)) <= 2 * _KEPT:
+        return _united(_up_to(bound, filled), fewer=False)
+    some = _up_to(bound // _SAMPLED, filled)
+    different = len(set().union(*some)) * _SAMPLED
+    fewer = different * _REPEATED < sum(map(len, some)) * _SAMPLED
     if different > 2 * _KEPT:
         # A quarter more than the share that has enough of them, for chance.
-        some = sorted(chain(*_up_to(bound * _KEPT * 5 // (different * 4), filled)))
-        found = list(dict.fromkeys(some))
-        if len(found) >= _KEPT:
-            return found[:_KEPT]
-    return smallest(set().union(*_up_to(bound, filled)))
+        enough = bound * _KEPT * 5 // (different * 4)
+        found = _united(_up_to(enough, filled), fewer=fewer)
+        if len(found) == _KEPT:
+            return found
+    return _united(_up_to(bound, filled), fewer=fewer)
 
 
-def _up_to(bound: int, several: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:
-    return (hashes[: bisect_right(hashes, bound)] for hashes in several)
+def _up_to(bound: int, several: Iterable[Sequence[int]]) -> list[Sequence[int]]:
+    return [hashes[: bisect_right(hashes, bound)] for hashes in several]
+
+
+def _united(several: Sequence[Sequence[int]], *, fewer: bool) -> list[int]:
+    """Return the smallest that are in several; with `fewer` most of them are there repeatedly."""
+    if fewer:
+        return sorted(set().union(*several))[:_KEPT]
+    # Runs in order are merged faster than a set is sorted.
+    return list(dict.fromkeys(sorted(chain.from_iterable(several))))[:_KEPT]
 
 
 def count(hashes: Sequence[int]) -> Unique:

@@ -243,7 +243,7 @@ def _is_media(counts: Any) -> bool:
     if isinstance(counts, list):
         return any(
             isinstance(item, dict)
-            and item.get("modality") not in {"TEXT", None}
+            and item.get("modality") not in ("TEXT", None)
             and bool(item.get("tokenCount") or item.get("token_count"))
             for item in counts
         )

@@ -31,12 +31,15 @@ from redis.asyncio import Redis
 from relay import before
 from servers import ROOT, RunningService, a_postgres, a_redis, run_service, run_to_end
 
-from logging_service import delivering
+from logging_service import delivering, postgres_store
 from logging_service.data_folder import create
 from logging_service.embedded import Postgres
+from logging_service.entries import Entries
 from logging_service.errors import TooManyDead
 from logging_service.ports import Delivery, Trial
+from logging_service.postgres_ledger import write
 from logging_service.redis_queue import RedisQueue
+from logging_service.rollups import DAY
 from logging_service.schema import migrate
 
 LEASES = "{log_queue}:leases"
@@ -233,6 +236,33 @@ class TestOneByOne:
         assert await told(database) == (20, 5, 1, 1)
         assert await count(database, "deliveries") == 1
         assert await database.fetchval("SELECT reason FROM dead_letters") == "unreadable"
+
+    async def test_more_days_than_the_database_has_locks_for_are_stored(
+        self,
+        queue: RedisQueue,
+        redis: Redis,
+        redis_url: str,
+        database_url: str,
+        database: asyncpg.Connection,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        refused: list[int] = []
+
+        async def within_locks(connection: asyncpg.Connection, entries: Entries) -> None:
+            # Each day has tables and indexes of its own to be locked.
+            if (days := len({key[0] // DAY for key in entries.usage.by_key})) > 5:
+                refused.append(days)
+                raise asyncpg.OutOfMemoryError("out of shared memory")
+            await write(connection, entries)
+
+        monkeypatch.setattr(postgres_store, "write", within_locks)
+        noon = datetime.now(UTC)
+        await queue.put([an_event(timestamp=noon - timedelta(days=days)) for days in range(20)])
+        async with consuming(redis_url, database_url):
+            await until(lambda: is_empty(redis))
+        assert refused == [20]
+        assert await told(database) == (20, 0, 0, 0)
+        assert await count(database) == await count(database, "event_facts") == 20
 
     async def test_weather_puts_no_event_under_suspicion(
         self,

@@ -406,6 +406,10 @@ class TestCommand:
     async def test_a_day_that_cannot_be_is_refused(self, run: Run, day: str) -> None:
         assert "--until" in run("--until", day, code=2).stderr
 
+    def test_an_end_before_the_beginning_is_refused(self, run: Run) -> None:
+        done = run("--since", "2026-11-10", "--until", "2026-11-09", code=2)
+        assert done.stderr == "--until may not be before --since\n"
+
     async def test_a_database_that_is_away_is_one_line(
         self, run: Run, environment: dict[str, str], free_port: int
     ) -> None:

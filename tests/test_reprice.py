@@ -425,6 +425,11 @@ class TestCommand:
         done = await command.run("--since", time, "--dry-run", code=2)
         assert "--since" in done.stderr
 
+    async def test_an_end_before_the_beginning_is_refused(self, command: Command) -> None:
+        times = ("--since", "2026-11-10", "--until", "2026-11-10")
+        done = await command.run(*times, "--dry-run", code=2)
+        assert done.stderr == "--until has to be later than --since\n"
+
     async def test_a_terminal_obeys_nothing_that_a_model_is_called(
         self, command: Command, price_file: PriceFile
     ) -> None:

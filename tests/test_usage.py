@@ -250,7 +250,7 @@ anything = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["tokenCount", "ttl", "cached_tokens"]), inner, max_size=3
+            st.sampled_from(["tokenCount", "ttl", "cached_tokens", "modality"]), inner, max_size=3
         )
     ),
     max_leaves=5,
@@ -259,6 +259,13 @@ usages = st.dictionaries(st.sampled_from(INSIDE), anything, max_size=6)
 payloads = st.dictionaries(
     st.sampled_from(NAMES) | st.text(max_size=5), anything | usages, max_size=8
 )
+
+
+@pytest.mark.parametrize("modality", [[], {}, 1.5, True, None])
+def test_a_modality_may_be_anything(modality: object) -> None:
+    details = [{"modality": modality, "tokenCount": 1}]
+    usage = usage_of({"usageMetadata": {"promptTokenCount": 5, "promptTokensDetails": details}})
+    assert (usage.input_tokens, usage.has_media) == (5, modality is not None)
 
 
 @given(payloads)

@@ -61,34 +61,35 @@ SELECT EXISTS (SELECT FROM thinned_days WHERE day = ($1::timestamptz AT TIME ZON
 -- name: reviews
 -- What the calls of a session cost counts for its last review. Calls of a day before the period and
 -- of a day behind it belong to its sessions too; a review of that day is later than one of ours.
+-- Percentiles are of whole numbers that sort fast: a cost beyond them counts as the largest.
 WITH reviews AS (
-    SELECT *, lead(timestamp) OVER (PARTITION BY source, session_id
+    SELECT *, lead(timestamp) OVER (PARTITION BY session_id, source
                                     ORDER BY timestamp, event_id) IS NULL AS is_last
       FROM review_facts
      WHERE timestamp >= {start} AND timestamp < {end} + interval '1 day' AND {source}
 ), spent AS (
-    SELECT source AS spent_source, session_id AS spent_session,
+    SELECT session_id AS spent_session, source AS spent_source,
            sum({cost}) AS cost, sum(unpriced) AS unpriced,
            sum(uncached_input + cache_read + cache_write + cache_write_1h + output + reasoning
                + unsplit) AS tokens
       FROM llm_calls
      WHERE timestamp >= {start} - interval '1 day' AND timestamp < {end} + interval '1 day'
        AND session_id IS NOT NULL AND {source}
-     GROUP BY source, session_id
+     GROUP BY session_id, source
 ), rows AS (
     SELECT {columns}, duration_us, is_failed, errors, warnings, infos,
-           coalesce(cost, 0) AS cost, coalesce(tokens, 0) AS tokens,
-           coalesce(unpriced, 0) AS unpriced
+           cost, coalesce(least(cost, 9223372036854775807)::bigint, 0) AS ranked_cost,
+           tokens, unpriced
       FROM (SELECT * FROM reviews WHERE timestamp < {end} AND {wanted}) AS ours
       LEFT JOIN spent ON is_last AND spent_source = source AND spent_session = session_id
 )
 SELECT {keys},
        count(*) AS reviews,
        count(*) FILTER (WHERE is_failed) AS failed,
-       sum(cost) AS cost,
-       percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY cost) AS costs,
-       sum(tokens) AS tokens,
-       sum(unpriced) AS unpriced,
+       coalesce(sum(cost), 0) AS cost,
+       percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY ranked_cost) AS costs,
+       coalesce(sum(tokens), 0) AS tokens,
+       coalesce(sum(unpriced), 0) AS unpriced,
        count(duration_us) AS timed,
        sum(duration_us) AS total_us,
        percentile_disc(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY duration_us) AS durations,
