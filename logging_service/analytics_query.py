@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice, takewhile
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -17,6 +17,9 @@ from logging_service.local_calendar import Interval, beginnings, zone_names
 
 MOST_PARTS = 10_000
 MOST_DAYS = 3660
+# How many numbers a group's rank has.
+_RANKS: Final[dict[Subject, int]] = {"usage": 1, "llm": 2, "performance": 1, "reviews": 1}
+_MOST_RANK: Final = 10**30
 _DEFAULT_DAYS = 7
 _HOURLY = timedelta(days=2)
 # The clocks of all places are a multiple of a quarter hour from UTC since then.
@@ -160,6 +163,8 @@ def read_question(subject: Subject, query: SubjectQuery, now: datetime) -> Asked
     after = None
     if query.cursor is not None:
         now, after = _place_in(query.cursor, bound_to, len(group_by))
+        if len(after.rank) != _RANKS[subject]:
+            raise no_cursor()
     zone = ZoneInfo(query.timezone)
     question = Question(
         subject,
@@ -179,9 +184,11 @@ def _place_in(cursor: str, bound_to: object, names: int) -> tuple[datetime, Grou
         now = wire.from_micros(place.now_micros)
     except (ValueError, OverflowError):
         raise no_cursor() from None
-    if len(place.after.names) != names or not _EARLIEST <= now < _LATEST:
+    after = place.after
+    fits = len(after.names) == names and all(abs(number) < _MOST_RANK for number in after.rank)
+    if not fits or "\x00" in "".join(filter(None, after.names)) or not _EARLIEST <= now < _LATEST:
         raise no_cursor()
-    return now, place.after
+    return now, after
 
 
 def _period(query: AnalyticsQuery, now: datetime) -> tuple[datetime, datetime]:

@@ -44,6 +44,11 @@ _USERS: Final = (
     _Column("users", "users", "NULL::bytea", _COLLECTED),
     _Column("user_ids", "NULL::text", "user_id", _DIFFERENT),
 )
+# When there was anything of a group.
+_ENDS: Final = (
+    _Column("since", "NULL::timestamptz", "timestamp", "min({})"),
+    _Column("until", "NULL::timestamptz", "timestamp", "max({})"),
+)
 _TOKENS: Final = (
     "uncached_input",
     "cache_read",
@@ -141,7 +146,8 @@ class Statement:
     """Composes a statement of fixed parts; `values` are what its parameters bind.
 
     It is about the parts between aligned points, and the groups of `dimensions`: all of them, or
-    those whose names are `wanted`; without dimensions everything is one group.
+    those whose names are `wanted`; without dimensions everything is one group. Where single facts
+    are added up, all that counts lies in `times`, which are apart from each other, if any are told.
     """
 
     def __init__(
@@ -150,12 +156,14 @@ class Statement:
         points: Sequence[datetime],
         dimensions: Sequence[str] = (),
         wanted: Sequence[Names] | None = None,
+        times: Sequence[Period] = (),
     ) -> None:
         self.values: list[object] = []
         self._question = question
         self._points = points
         self._dimensions = tuple(dimensions)
         self._groups = wanted
+        self._known_times = times
         self._names = [f"name_{place}" for place in range(len(dimensions))]
         self._origin = _origin(question.subject, dimensions)
 
@@ -164,12 +172,18 @@ class Statement:
         """Whether `ranked` tells the sums of groups too, since these are few or have few rows."""
         return self._origin.roll_up in {USAGE, LLM}
 
+    @property
+    def tells_times(self) -> bool:
+        """Whether `ranked` tells when groups began and ended: sessions are short, mostly."""
+        return self._origin.roll_up is None and "session_id" in self._dimensions
+
     def ranked(self, after: GroupKey | None, limit: int) -> str:
         """Return the statement for the names and ranks of groups behind `after`, in their order."""
         ranks = _RANKS[self._question.subject]
         columns = _columns(self._question, self._dimensions)
         if not self.adds_up_when_ranking:
             columns = tuple(column for column in columns if column.name in ranks)
+            columns += _ENDS if self.tells_times else ()
         return SQL["ranked"].format(
             columns=", ".join([*self._names, *map(_added, columns)]),
             names=", ".join(self._names),
@@ -219,6 +233,8 @@ class Statement:
         """Return the statement for rows of all origins, in the same columns."""
         origin = self._origin
         if origin.roll_up is None:
+            if self._known_times:
+                return self._facts_at(columns, self._known_times)
             return self._facts(columns, [(self._points[0], self._points[-1])])
         pieces = pieces_of(self._points)
         values = {column.name: column.rolled_up for column in columns}
@@ -261,14 +277,23 @@ class Statement:
         ]
 
     def _facts(self, columns: Sequence[_Column], times: Iterable[Period]) -> str:
+        times = " OR ".join(self._times(*period) for period in times)
+        return SQL["facts"].format(times=times, **self._of_facts(columns))
+
+    def _facts_at(self, columns: Sequence[_Column], times: Sequence[Period]) -> str:
+        starts, ends = map(list, zip(*times, strict=True))
+        return SQL["facts_at"].format(
+            starts=self._bind(starts), ends=self._bind(ends), **self._of_facts(columns)
+        )
+
+    def _of_facts(self, columns: Sequence[_Column]) -> dict[str, str]:
         values = [f"{column.fact} AS {column.name}" for column in columns]
         conditions = [self._origin.of_facts, self._of_source(), self._wanted("fact")]
-        return SQL["facts"].format(
-            columns=", ".join([self._part("timestamp"), *self._named("fact"), *values]),
-            table=self._origin.facts,
-            times=" OR ".join(self._times(*period) for period in times),
-            conditions=" AND ".join(conditions),
-        )
+        return {
+            "columns": ", ".join([self._part("timestamp"), *self._named("fact"), *values]),
+            "table": self._origin.facts,
+            "conditions": " AND ".join(conditions),
+        }
 
     def _part(self, moment: str) -> str:
         """Return the column that numbers the parts, from 1 on."""

@@ -138,7 +138,12 @@ def _llm(counted: Counted) -> LlmMetrics:
 
 def _performance(counted: Counted) -> PerformanceMetrics:
     timed = counted.sums["timed"]
-    p50, p90, p95, p99 = percentiles(counted.durations, 50, 90, 95, 99)
+    longest = counted.max_us / 1000
+    # What a bin says may lie beyond what is in it.
+    p50, p90, p95, p99 = (
+        None if one is None else min(one, longest)
+        for one in percentiles(counted.durations, 50, 90, 95, 99)
+    )
     return PerformanceMetrics(
         count=timed,
         success_rate=1 - counted.sums["failed"] / timed if timed else None,
@@ -147,7 +152,7 @@ def _performance(counted: Counted) -> PerformanceMetrics:
         p90_duration_ms=p90,
         p95_duration_ms=p95,
         p99_duration_ms=p99,
-        max_duration_ms=counted.max_us / 1000 if timed else None,
+        max_duration_ms=longest if timed else None,
     )
 
 

@@ -19,7 +19,17 @@ from logging_service.facts import (
 )
 from logging_service.ports import ModelQueries
 from logging_service.pricing import Cost, Prices
-from logging_service.rollups import ALL_TYPES, LLM, QUARTER, USAGE, USER, Key, Sums, Totals
+from logging_service.rollups import (
+    ALL_TYPES,
+    CALL_SUMS,
+    LLM,
+    QUARTER,
+    USAGE,
+    USER,
+    Key,
+    Sums,
+    Totals,
+)
 from logging_service.sketches import hash_of
 from logging_service.usage import Usage, decoded, usage_of
 from logging_service.wire import NULL, Narrow, column
@@ -33,28 +43,19 @@ FACT_COLUMNS: Final = (
     "duration_us",
     "is_failed",
 )
+_COUNTS, _NANOS = CALL_SUMS[:-3], CALL_SUMS[-3:]
 CALL_COLUMNS: Final = (
     "timestamp",
     "event_id",
     "entry",
-    "queries",
-    "unpriced",
-    "uncached_input",
-    "cache_read",
-    "cache_write",
-    "cache_write_1h",
-    "output",
-    "reasoning",
-    "unsplit",
+    *_COUNTS,
     "has_media",
     "is_told",
     "is_failed",
     "session_id",
     "source",
     "user_id",
-    "cost_nanos",
-    "reported_nanos",
-    "best_nanos",
+    *_NANOS,
     "duration_us",
     "provider",
     "model",
@@ -150,7 +151,8 @@ class Entries:
         self._add_calls(calls)
 
     def _column(self, text: str | None) -> bytes:
-        made = self._columns[text] = column(clean(text).encode()) if text else NULL
+        cleaned = clean(text or "").encode()
+        made = self._columns[text] = column(cleaned) if cleaned else NULL
         return made
 
     def _count(self, start: int, columns: bytes, rows: list[_Row], of_users: "_Users") -> None:

@@ -1,14 +1,14 @@
-"""The pieces of a period: the days and quarter hours of roll-ups, and edges between these."""
+"""The pieces of a period: days, hours and quarter hours of roll-ups, and the edges."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from logging_service.rollups import DAY_SPAN, QUARTER_SPAN
+from logging_service.rollups import DAY_SPAN, HOUR_SPAN, QUARTER_SPAN
 
 _QUARTER: Final = timedelta(minutes=QUARTER_SPAN)
-_SPANS: Final = (DAY_SPAN, QUARTER_SPAN)
+_SPANS: Final = (DAY_SPAN, HOUR_SPAN, QUARTER_SPAN)
 _ZERO: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 Period = tuple[datetime, datetime]
@@ -16,7 +16,7 @@ Period = tuple[datetime, datetime]
 
 
 class Stretch(NamedTuple):
-    """A time that rows of one span, in minutes, make up: quarter hours, or whole UTC days."""
+    """A time that rows of one span, in minutes, make up: quarter hours, hours, or UTC days."""
 
     span: int
     start: datetime
@@ -55,7 +55,7 @@ def aligned(points: Sequence[datetime]) -> list[datetime]:
 
 
 def pieces_of(points: Sequence[datetime]) -> Pieces:
-    """Return the pieces of the parts between aligned points: a day row never serves two parts."""
+    """Return the pieces of the parts between aligned points: no row serves two parts."""
     start, end = points[0], points[-1]
     first, last = end_of_quarters(start), quarter_of(end)
     if first > last:
@@ -63,6 +63,17 @@ def pieces_of(points: Sequence[datetime]) -> Pieces:
     edges = tuple((since, until) for since, until in ((start, first), (last, end)) if since < until)
     parts = pairwise([first, *(point for point in points if first < point < last), last])
     return Pieces(edges, (first, last), tuple(_joined(parts)))
+
+
+def covering(several: Iterable[Period]) -> list[Period]:
+    """Return the periods, ascending and apart from each other, that several make up together."""
+    apart: list[Period] = []
+    for since, until in sorted(several):
+        if apart and since <= apart[-1][1]:
+            apart[-1] = apart[-1][0], max(until, apart[-1][1])
+        else:
+            apart.append((since, until))
+    return apart
 
 
 def _joined(parts: Iterator[Period]) -> list[Stretch]:

@@ -4,7 +4,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from logging_service.analytics import Answer, Group, GroupKey, Metrics, Part, Qu
 from logging_service.analytics_statements import SQL, Names, Statement
 from logging_service.counted import Counted, reviews_of
 from logging_service.errors import QueryRejected
-from logging_service.periods import Period, aligned, end_of_quarters, quarter_of
+from logging_service.periods import Period, aligned, covering, end_of_quarters, quarter_of
 from logging_service.postgres import open_pool, weather
 
 ANSWER_SECONDS: Final = 10.0
@@ -24,6 +24,8 @@ _GRACE_SECONDS: Final = 2.0  # for a server that no longer minds its own limit
 _PARTS_AT_ONCE: Final = 100
 # Merging is work for the processor: others have a turn in between.
 _ROWS_AT_ONCE: Final = 10
+
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 _Place = tuple[int, Names]
 """The number of a part, from 0 on, and the names of a group."""
@@ -74,6 +76,7 @@ class _Asked:
         self._question = question
         is_performance = question.subject == "performance"
         self._dimensions = ("operation",) if is_performance else question.group_by
+        self._times: list[Period] = []
 
     async def answer(self) -> Answer:
         """Return the answer."""
@@ -128,6 +131,7 @@ class _Asked:
                 for row, names in zip(rows, page, strict=False)
             }
         else:
+            self._times = _times_of(rows[:limit], period) if statement.tells_times else []
             groups = await self._groups(period, page)
         return page, groups, after
 
@@ -152,7 +156,7 @@ class _Asked:
         """Return the metrics of each group of the page in each part between the points."""
         if not page:
             return {}
-        statement = Statement(self._question, points, self._dimensions, page)
+        statement = Statement(self._question, points, self._dimensions, page, self._times)
         found = await self._counted(statement)
         return {
             (number, names): found[number, names].metrics(self._question.subject, part)
@@ -206,6 +210,13 @@ class _AskedReviews(_Asked):
         }
 
 
+def _times_of(rows: Sequence[asyncpg.Record], period: Period) -> list[Period]:
+    """Return when there was anything of some groups; nothing when that is most of the period."""
+    times = covering((row["since"], row["until"] + _MICROSECOND) for row in rows)
+    covered = sum((until - since for since, until in times), timedelta())
+    return times if covered < (period[1] - period[0]) / 2 else []
+
+
 def _columns(row: asyncpg.Record, prefix: str) -> tuple[Any, ...]:
     return tuple(value for name, value in row.items() if name.startswith(prefix))
 
@@ -216,7 +227,10 @@ async def open_postgres_analytics(
 ) -> AsyncIterator[PostgresAnalytics]:
     """Yield a reader that connects when it is first used."""
     # The settings go into the URL, from where asyncpg takes what it does not know as settings.
-    planner = "plan_cache_mode=force_custom_plan&jit=off&work_mem=64MB"
+    planner = (
+        "plan_cache_mode=force_custom_plan&jit=off&work_mem=64MB&random_page_cost=1.1"
+        "&enable_partitionwise_aggregate=on"
+    )
     async with open_pool(
         f"{url}{'&' if '?' in url else '?'}{planner}",
         connections=connections,

@@ -1,6 +1,7 @@
 """Facts, ledger and roll-ups in PostgreSQL: written with the events, folded afterwards."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 
 import asyncpg
@@ -9,10 +10,9 @@ from logging_service import wire
 from logging_service.entries import CALL_COLUMNS, FACT_COLUMNS, REVIEW_COLUMNS, Entries
 from logging_service.pricing import Prices
 from logging_service.rollups import (
-    DAY_SPAN,
     LLM,
-    QUARTER_SPAN,
     ROLL_UPS,
+    SPANS,
     USAGE,
     USER,
     Key,
@@ -32,9 +32,11 @@ COPY_END = b"\xff\xff"
 # They keep what an event said longer than the event itself is kept.
 _BY_EVENT = ("llm_calls", "review_facts")
 # Adding up is work for the processor: others have a turn in between.
-_AT_ONCE = 5_000
+_AT_ONCE, _LEAST_AT_ONCE = 5_000, 100
+_TURN_SECONDS = 0.1
 # A row by event type may have 64 KiB of hashes.
-_FOLDED_AT_ONCE = {USAGE: 2_000, USER: 20_000, LLM: 20_000}
+_MOST_TURNS = 50
+_FOLDED_AT_ONCE = {USAGE: 500, USER: 20_000, LLM: 20_000}
 
 # Names that all who fold or rebuild agree on; any number will do.
 _FOLD_LOCK = 7_260_411_533
@@ -42,26 +44,35 @@ _FOLD_LOCK = 7_260_411_533
 
 async def entries_of(elements: Sequence[bytes], prices: Prices) -> Entries:
     """Return the entries of elements that passed `wire.check`, letting others work meanwhile."""
-    entries = Entries(prices)
-    for start in range(0, len(elements), _AT_ONCE):
-        entries.add(elements[start : start + _AT_ONCE])
+    entries, start, number = Entries(prices), 0, _AT_ONCE
+    while start < len(elements):
+        began = time.monotonic()
+        entries.add(elements[start : start + number])
+        start += number
+        # A model that nobody has seen before is looked for a while.
+        is_slow = time.monotonic() - began > _TURN_SECONDS
+        number = max(number // 4, _LEAST_AT_ONCE) if is_slow else min(number * 2, _AT_ONCE)
         await asyncio.sleep(0)
     return entries
 
 
+class CountedBefore(Exception):
+    """An entry is there already: its event was removed by age, and has come again."""
+
+
 async def write(connection: asyncpg.Connection, entries: Entries) -> None:
-    """Write the entries of events, in the transaction in which these are inserted."""
+    """Write the entries of events, in the transaction in which these are inserted.
+
+    Raises CountedBefore when some are there already.
+    """
     await copy_rows(connection, "event_facts", FACT_COLUMNS, entries.fact_rows)
-    await copy_rows(connection, "llm_calls", CALL_COLUMNS, entries.call_rows)
-    await copy_rows(connection, "review_facts", REVIEW_COLUMNS, entries.review_rows)
+    try:
+        await copy_rows(connection, "llm_calls", CALL_COLUMNS, entries.call_rows)
+        await copy_rows(connection, "review_facts", REVIEW_COLUMNS, entries.review_rows)
+    except asyncpg.UniqueViolationError as error:
+        raise CountedBefore from error
     for totals in (entries.usage, entries.users, entries.llm):
         await copy_deltas(connection, totals)
-
-
-def is_in_ledger(error: asyncpg.PostgresError) -> bool:
-    """Whether an entry is there already: its event was removed by age, and has come again."""
-    table = error.table_name or ""
-    return isinstance(error, asyncpg.UniqueViolationError) and table.startswith(_BY_EVENT)
 
 
 async def counted_before(connection: asyncpg.Connection, elements: Sequence[bytes]) -> set[bytes]:
@@ -118,16 +129,20 @@ async def fold(connection: asyncpg.Connection) -> None:
 
     Answers are the same before and afterwards: it makes them cheaper.
     """
-    for roll_up in ROLL_UPS:
-        most = moved = _FOLDED_AT_ONCE[roll_up]
-        while moved == most:
+    # By turns: users without number hold up none of the others.
+    waiting = list(ROLL_UPS)
+    for _ in range(_MOST_TURNS):
+        for roll_up in list(waiting):
+            most = _FOLDED_AT_ONCE[roll_up]
             async with connection.transaction():
                 if not await lock_folding(connection):
                     return
                 moved = await _fold_some(connection, roll_up, most)
-        if moved:
-            # The next ones write where these were.
-            await connection.execute(f"VACUUM (SKIP_LOCKED) {roll_up.deltas}")
+            if moved:
+                # The next ones write where these were.
+                await connection.execute(f"VACUUM (SKIP_LOCKED) {roll_up.deltas}")
+            if moved < most:
+                waiting.remove(roll_up)
 
 
 async def _fold_some(connection: asyncpg.Connection, roll_up: RollUp, most: int) -> int:
@@ -139,7 +154,8 @@ async def _fold_some(connection: asyncpg.Connection, roll_up: RollUp, most: int)
         moved += row["rows"]
     await asyncio.sleep(0)
     await connection.execute(_SQL["look_up"])
-    for span, totals in ((QUARTER_SPAN, deltas), (DAY_SPAN, deltas.by_day())):
+    for span in SPANS:
+        totals = deltas.by_span(span)
         if totals.by_key:
             for row in await _take_rows(connection, roll_up, span, list(totals.by_key)):
                 totals.of(key_of(roll_up, row)).add(Sums.of(row, roll_up.columns))

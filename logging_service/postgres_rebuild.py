@@ -27,6 +27,7 @@ from logging_service.rebuilding import Rebuilt
 from logging_service.rollups import (
     CALL_SUMS,
     DAY_SPAN,
+    HOUR_SPAN,
     LLM,
     QUARTER,
     QUARTER_SPAN,
@@ -113,8 +114,12 @@ class PostgresRollUps:
                 # First of all: a note of another, later on, would end a day of work as a conflict.
                 await note_change(self._connection)
                 rebuilt = await _Day(self._connection, self._prices, advance).remake(day)
-        finally:
-            await (transaction.commit() if rebuilt and keep else transaction.rollback())
+        except BaseException:
+            # Of a connection that is gone the cause matters.
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                await transaction.rollback()
+            raise
+        await (transaction.commit() if rebuilt and keep else transaction.rollback())
         return rebuilt
 
 
@@ -136,16 +141,16 @@ class _Day:
         await _sql.clear_facts(connection, **bounds)
         await _sql.clear_reviews(connection, **bounds)
         waited = {roll_up: await self._waiting(roll_up, period) for roll_up in ROLL_UPS}
-        days = {roll_up: Totals(roll_up) for roll_up in ROLL_UPS}
-        start = wire.to_micros(period.since)
+        hours = {roll_up: Totals(roll_up) for roll_up in ROLL_UPS}
         for quarter in _quarters(period):
             for totals in await self._totals_of(quarter):
                 roll_up = totals.roll_up
                 await self._replace(QUARTER_SPAN, quarter, _part(waited[roll_up], quarter), totals)
-                for key, sums in totals.by_key.items():
-                    days[roll_up].of((start, *key[1:])).add(sums)
-        for roll_up, totals in days.items():
-            await self._replace(DAY_SPAN, period, waited[roll_up].by_day(), totals)
+                _merge(hours[roll_up], totals.by_span(HOUR_SPAN))
+        for roll_up, totals in hours.items():
+            for span in (HOUR_SPAN, DAY_SPAN):
+                waiting = waited[roll_up].by_span(span)
+                await self._replace(span, period, waiting, totals.by_span(span))
         return Rebuilt(self._events, self._calls_added, self._rows, self._differed)
 
     async def _totals_of(self, quarter: _Period) -> tuple[Totals, ...]:

@@ -22,11 +22,11 @@ from logging_service.postgres import EVENT_CLASSES, check_schema, open_pool, sai
 from logging_service.postgres_ledger import (
     COPY_BEGIN,
     COPY_END,
+    CountedBefore,
     copy,
     counted_before,
     entries_of,
     fold,
-    is_in_ledger,
     write,
 )
 from logging_service.postgres_partitions import make_days
@@ -165,13 +165,16 @@ class PostgresStore:
                     outcome = await self._store(connection, batch, dead, **how)
                     confirm()
                     return outcome
+            except CountedBefore:
+                if asks_ledger:
+                    # Another consumer has the same events under work.
+                    raise BackendUnavailable("store: the ledger changed meanwhile") from None
+                asks_ledger = True
             except asyncpg.PostgresError as error:
                 if _lacks_a_day(error) and not days_made:
                     self._days.clear()
                     await self._make_new_days(connection, wire.days_of(batch.events))
                     days_made = True
-                elif is_in_ledger(error) and not asks_ledger:
-                    asks_ledger = True
                 elif directly and _is_the_events_fault(error):
                     directly = False
                 elif isinstance(error, asyncpg.OutOfMemoryError) and batch.place is None:

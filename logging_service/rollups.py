@@ -9,13 +9,25 @@ from operator import add
 from typing import Any, Final
 
 from logging_service import wire
-from logging_service.sketches import Bins, add_bins, bin_of, decode_bins, encode_bins, pack, unpack
+from logging_service.sketches import (
+    Bins,
+    add_bins,
+    bin_of,
+    decode_bins,
+    encode_bins,
+    pack,
+    unite,
+    unpack,
+)
 
 QUARTER: Final = 900_000_000
 """Fifteen minutes in microseconds."""
 DAY: Final = 96 * QUARTER
 QUARTER_SPAN: Final = 15
+HOUR_SPAN: Final = 60
 DAY_SPAN: Final = 1440
+SPANS: Final = (QUARTER_SPAN, HOUR_SPAN, DAY_SPAN)
+"""In minutes: each is in every roll-up, complete by itself."""
 ALL_TYPES: Final = ""
 """The event type of the row that has all of them together."""
 
@@ -146,8 +158,7 @@ _CALL_PLACES: Final = {column: place for place, column in enumerate(CALL_SUMS)}
 
 
 def _hashes(packed: bytes | list[bytes]) -> set[int]:
-    several = packed if isinstance(packed, list) else [packed]
-    return set().union(*map(unpack, several))
+    return set(unite(map(unpack, packed)) if isinstance(packed, list) else unpack(packed))
 
 
 def _bins(texts: bytes | list[bytes]) -> Bins:
@@ -211,12 +222,13 @@ class Totals:
         )
         return "".join(f"{line}\n" for line in lines).encode()
 
-    def by_day(self) -> "Totals":
-        """Return the sums of whole UTC days."""
-        days = Totals(self.roll_up)
+    def by_span(self, minutes: int) -> "Totals":
+        """Return the sums of a wider span: whole hours, or UTC days."""
+        span = minutes * 60_000_000
+        wider = Totals(self.roll_up)
         for key, sums in self.by_key.items():
-            days.of((key[0] // DAY * DAY, *key[1:])).add(sums)
-        return days
+            wider.of((key[0] // span * span, *key[1:])).add(sums)
+        return wider
 
 
 def added_up(roll_up: RollUp) -> str:

@@ -308,7 +308,8 @@ def _provider_of(sent: Mapping[str, Any]) -> str | None:
 def _text(sent: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     for name in names:
         value = sent.get(name)
-        if isinstance(value, str) and (text := value.strip()):
+        # PostgreSQL has no NUL, and a name of nothing else is none.
+        if isinstance(value, str) and (text := value.replace("\x00", "").strip()):
             return text[:MAX_NAME]
     return None
 

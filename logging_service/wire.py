@@ -187,8 +187,8 @@ def digest(element: bytes) -> str:
 # format, checksum, timestamp and received_at; the rest of the head is passed over
 _CHECKED = struct.Struct(">BI26xq4xq")
 HEAD_SIZE = _CHECKED.size
-# From 1970 to 9999: what a producer takes, and a date can be made of.
-_EARLIEST, _LATEST = -EPOCH_UNIX_MICROS, 252_455_616_000_000_000
+# From 1970 to November 9999: what a producer takes, and a month can be made of.
+_EARLIEST, _LATEST = -EPOCH_UNIX_MICROS, 252_452_937_600_000_000
 
 
 def check(element: bytes) -> int:

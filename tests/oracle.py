@@ -11,7 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from hashlib import blake2b
 from pathlib import Path
@@ -24,7 +24,7 @@ from logging_service.price_file import read_price_file
 from logging_service.pricing import Prices
 from logging_service.sketches import decode_bins, percentiles
 
-QUARTER, DAY = 15, 1440
+QUARTER, HOUR, DAY = 15, 60, 1440
 KEYS = {
     "usage": ("source", "event_type"),
     "user": ("source", "user_id"),
@@ -291,9 +291,10 @@ RollUps = dict[str, dict[tuple[Any, ...], Sums]]
 
 
 def buckets(moment: datetime) -> Iterator[tuple[int, datetime]]:
-    """Yield the span and the start of the quarter hour and of the UTC day."""
+    """Yield the span and the start of the quarter hour, the hour and the UTC day."""
     moment = moment.astimezone(UTC)
     yield QUARTER, moment.replace(minute=moment.minute // 15 * 15, second=0, microsecond=0)
+    yield HOUR, moment.replace(minute=0, second=0, microsecond=0)
     yield DAY, moment.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
@@ -463,19 +464,20 @@ def assert_percentiles(bins: Mapping[int, int], durations: list[int]) -> None:
 
 
 async def assert_days_are_sums(database: asyncpg.Connection) -> None:
-    """Assert that in the roll-ups each day's row is the sum of its quarter hours, key by key."""
+    """Assert that each row of a wider span is the sum of its quarter hours, key by key."""
     found = await standing(database, folded_only=True)
     for rows in found.values():
-        days = {key[1:]: each for key, each in rows.items() if key[0] == DAY}
+        wider = {key: each for key, each in rows.items() if key[0] != QUARTER}
         quarters: dict[tuple[Any, ...], Standing] = {}
         for (span, start, *texts), each in rows.items():
-            if span == QUARTER:
-                day = start - timedelta(hours=start.hour, minutes=start.minute)
-                quarters.setdefault((day, *texts), Standing()).rows.extend(each.rows)
-        assert days.keys() == quarters.keys()
-        for key, day_row in days.items():
-            assert len(day_row.rows) == 1
-            _assert_equal(day_row, quarters[key])
+            for longer, beginning in buckets(start):
+                if span == QUARTER != longer:
+                    key = (longer, beginning, *texts)
+                    quarters.setdefault(key, Standing()).rows.extend(each.rows)
+        assert wider.keys() == quarters.keys()
+        for key, row in wider.items():
+            assert len(row.rows) == 1
+            _assert_equal(row, quarters[key])
 
 
 def _assert_equal(one: Standing, other: Standing) -> None:

@@ -211,6 +211,10 @@ class TestCursor:
             b'[9223372036854775807,[[7],["gpt-4o","ada"]]]',
             b'[-1,[[7],["gpt-4o","ada"]]]',
             b'[800000000000000,["7",["gpt-4o","ada"]]]',
+            b'[800000000000000,[[7],["gpt-4o","ada"]]]',
+            b'[800000000000000,[[7,8,9],["gpt-4o","ada"]]]',
+            b'[800000000000000,[[7,8],["gpt-4o","a\\u0000"]]]',
+            b'[800000000000000,[[7,%d],["gpt-4o","ada"]]]' % 10**30,
         ],
     )
     def test_one_that_somebody_sealed_by_hand_is_looked_at(self, position: bytes) -> None:

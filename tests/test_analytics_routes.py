@@ -96,7 +96,8 @@ class Reader:
             for start, end in pairwise(question.points)
             for names in of_whom
         ]
-        after = GroupKey((page, 2**70), groups[-1].names) if page < self.pages - 1 else None
+        rank = (page, 2**70) if question.subject == "llm" else (page,)
+        after = GroupKey(rank, groups[-1].names) if page < self.pages - 1 else None
         start = self.counted_from or question.points[0]
         return Answer(start, question.points[-1], metrics, groups, series, after)
 

@@ -226,6 +226,14 @@ def test_no_payload_makes_it_raise_and_each_event_counts_once(
     assert sum(query.ok + query.failed for query in entries.queries.values()) == calls
 
 
+def test_names_of_nothing_but_nul_are_none() -> None:
+    entries = Entries(Prices())
+    entries.add([unchecked(b'{"model":"\\u0000","input_tokens":5}', "llm_query_sent")])
+    entries.add([unchecked(b'{"input_tokens":5}', "llm_query_sent")])
+    assert entries.call_rows[0][-60:] == entries.call_rows[1][-60:]
+    assert {key[1:] for key in entries.llm.by_key} == {("tests", "", "")}
+
+
 def test_sums_of_a_batch_are_those_of_its_events() -> None:
     entries = Entries(Prices())
     told = [("ada", 10, "a"), ("ada", 30, "b"), (None, 20, "a")]
@@ -248,7 +256,7 @@ def test_sums_of_a_batch_are_those_of_its_events() -> None:
     assert (ada.events, ada.timed, ada.max_us) == (2, 2, 30_000)
     assert dict(zip(CALL_SUMS, ada.calls, strict=True))["uncached_input"] == 10
     assert entries.llm.by_key.keys() == {(start, "tests", "", "")}
-    days = entries.llm.by_day()
+    days = entries.llm.by_span(1440)
     assert len(days.by_key) == 1
     assert days.rows(QUARTER_SPAN).startswith(b"15\t2026-03-01 00:00:00+00:00\ttests\t\t\t3\t3\t15")
 

@@ -450,6 +450,67 @@ async def test_a_session_with_two_reviews_costs_once_and_what_has_no_session_cos
     assert costs == [0, 1]
 
 
+@pytest.mark.parametrize("subject", ["usage", "llm"])
+@pytest.mark.parametrize("by_group", [False, True])
+async def test_short_sessions_are_answered_as_all_others(
+    reader: PostgresAnalytics,
+    store: PostgresStore,
+    database: asyncpg.Connection,
+    subject: Subject,
+    *,
+    by_group: bool,
+) -> None:
+    # Two at a time, some across a part's end, and one that lasts for days on the last page.
+    moments = [START + number * timedelta(minutes=17, microseconds=1) for number in range(200)]
+    events = [
+        an_event("llm_query_sent", f"s{number // 10}{number % 2}", payload, timestamp=moment)
+        for payload in ({"input_tokens": 7, "model": "gpt-4o"}, {"user_id": "u", "duration_ms": 3})
+        for number, moment in enumerate(moments)
+    ]
+    await add(store, *events, *(an_event("custom", "zz", timestamp=moments[n]) for n in (0, -1)))
+    oracle = await Oracle.of(database)
+    question = Question(subject, points("Asia/Kolkata"), ("session_id",), by_group, limit=9)
+    period = question.points[0], question.points[-1]
+    while True:
+        answer = await reader.answer(question)
+        for group in answer.groups:
+            rows = oracle.rows(question, *period)
+            rows = [row for row in rows if names_of(question, row) == group.names]
+            same(group.metrics, oracle.metrics(question, rows, *period))
+        if by_group:
+            compare_parts(answer, question, oracle)
+        if answer.after is None:
+            break
+        question = replace(question, after=answer.after)
+
+
+async def test_no_percentile_is_beyond_the_longest_duration(
+    reader: PostgresAnalytics, store: PostgresStore
+) -> None:
+    lasted = [1.001, 17, 333.3, 1_900, 86_400]
+    await add(
+        store,
+        *(an_event(f"t{ms}", payload={"duration_ms": ms}, timestamp=minutes(1)) for ms in lasted),
+    )
+    answer = await reader.answer(Question("performance", (MORNING, MORNING + HOUR)))
+    for group in answer.groups:
+        told: Any = group.metrics
+        assert told.p50_duration_ms <= told.p99_duration_ms <= told.max_duration_ms
+        assert told.p50_duration_ms == pytest.approx(told.max_duration_ms, rel=RELATIVE_ERROR)
+
+
+async def test_a_cost_that_no_whole_number_holds_is_added_up_all_the_same(
+    reader: PostgresAnalytics, store: PostgresStore, database: asyncpg.Connection
+) -> None:
+    calls = [an_event("llm_query_sent", "s", timestamp=minutes(n)) for n in (1, 2)]
+    await add(store, *calls, an_event("review_completed", "s", timestamp=minutes(3)))
+    await database.execute("UPDATE llm_calls SET best_nanos = 9000000000000000000")
+    answer = await reader.answer(Question("reviews", (MORNING, MORNING + HOUR)))
+    metrics: Any = answer.metrics
+    assert metrics.total_cost == metrics.avg_cost == 18 * 10**9
+    assert metrics.p50_cost == metrics.p95_cost == Decimal(2**63 - 1) / 10**9
+
+
 async def test_the_version_changes_with_what_is_stored_or_changed(
     reader: PostgresAnalytics, store: PostgresStore, database: asyncpg.Connection
 ) -> None:

@@ -26,6 +26,16 @@ SELECT {columns}
   FROM {table}
  WHERE ({times}) AND {conditions}
 
+-- name: facts_at
+-- The same at many times.
+SELECT facts.*
+  FROM unnest({starts}::timestamptz[], {ends}::timestamptz[]) AS stretch (start, until)
+ CROSS JOIN LATERAL (
+       SELECT {columns}
+         FROM {table}
+        WHERE timestamp >= stretch.start AND timestamp < stretch.until AND {conditions}
+       OFFSET 0) AS facts
+
 -- name: wanted
 ({columns}) IN (SELECT * FROM unnest({names}))
 
@@ -78,7 +88,7 @@ WITH reviews AS (
      GROUP BY session_id, source
 ), rows AS (
     SELECT {columns}, duration_us, is_failed, errors, warnings, infos,
-           cost, coalesce(least(cost, 9223372036854775807)::bigint, 0) AS ranked_cost,
+           cost, least(coalesce(cost, 0), 9223372036854775807)::bigint AS ranked_cost,
            tokens, unpriced
       FROM (SELECT * FROM reviews WHERE timestamp < {end} AND {wanted}) AS ours
       LEFT JOIN spent ON is_last AND spent_source = source AND spent_session = session_id

@@ -35,7 +35,7 @@ def _roll_up(subject: str, keys: str, columns: str) -> tuple[str, ...]:
     table, deltas = f"{subject}_rollup", f"{subject}_deltas"
     columns_of_keys = "".join(f'{key} text COLLATE "C" NOT NULL,' for key in keys.split())
     return (
-        # `span` is 15 or 1440 minutes, from `bucket` on.
+        # `span` is 15, 60 or 1440 minutes, from `bucket` on.
         f"""
         CREATE TABLE {table} (span smallint NOT NULL, bucket timestamptz NOT NULL,
                               {columns_of_keys} {columns},
