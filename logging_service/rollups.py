@@ -10,12 +10,14 @@ from typing import Any, Final
 
 from logging_service import wire
 from logging_service.sketches import (
+    EXACT_UNIQUES,
     Bins,
     add_bins,
     bin_of,
     decode_bins,
     encode_bins,
     pack,
+    smallest,
     unite,
     unpack,
 )
@@ -109,8 +111,8 @@ class Sums:
         if other.calls is not _NO_CALLS:
             self.add_calls([other.calls])
         add_bins(self.durations, other.durations)
-        self.sessions |= other.sessions
-        self.users |= other.users
+        self.sessions = _bounded(self.sessions | other.sessions)
+        self.users = _bounded(self.users | other.users)
 
     def add_calls(self, calls: Iterable[Iterable[int]]) -> None:
         """Add model calls, each with its values in the order of `CALL_SUMS`."""
@@ -151,6 +153,14 @@ class Sums:
         value = getattr(self, column)
         to_text = _TO_TEXT.get(column)
         return str(value) if to_text is None else to_text(value)
+
+
+# Sets of so many are cut to what counts: a day may have millions.
+_MANY: Final = 4 * EXACT_UNIQUES
+
+
+def _bounded(hashes: set[int]) -> set[int]:
+    return hashes if len(hashes) <= _MANY else set(smallest(hashes))
 
 
 _NO_CALLS: Final[Sequence[int]] = (0,) * len(CALL_SUMS)
