@@ -6,10 +6,11 @@ Nothing that a caller sent becomes part of a statement's text: values are bound,
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from itertools import starmap
 from typing import Final, Literal, NamedTuple
 
 from logging_service.analytics import GroupKey, Question
-from logging_service.periods import Period, Pieces, pieces_of
+from logging_service.periods import Period, Pieces, Stretch, pieces_of
 from logging_service.rollups import LLM, USAGE, USER, RollUp
 from logging_service.statement_parts import parts_of
 
@@ -58,6 +59,9 @@ _TOKENS: Final = (
     "reasoning",
     "unsplit",
 )
+
+# The planner knows how many rows there are in a few, and takes its time for many.
+_FEW_STRETCHES: Final = 9
 
 COSTS: Final = {"computed": "cost_nanos", "reported": "reported_nanos", "best": "best_nanos"}
 """The column of each kind of cost."""
@@ -259,15 +263,8 @@ class Statement:
             "columns": ", ".join([self._part("bucket"), *self._named("rolled_up"), *columns]),
             "conditions": f"{condition} AND {self._of_source()} AND {self._wanted('rolled_up')}",
         }
-        stretches = pieces.stretches
         return [
-            SQL["rolled_up"].format(
-                table=roll_up.table,
-                spans=self._bind([stretch.span for stretch in stretches]),
-                starts=self._bind([stretch.start for stretch in stretches]),
-                ends=self._bind([stretch.end for stretch in stretches]),
-                **fixed,
-            ),
+            self._stretched(pieces.stretches, table=roll_up.table, **fixed),
             SQL["not_folded"].format(
                 table=roll_up.deltas,
                 first=self._bind(pieces.quarters[0]),
@@ -276,9 +273,21 @@ class Statement:
             ),
         ]
 
+    def _stretched(self, stretches: Sequence[Stretch], **fixed: str) -> str:
+        if 0 < len(stretches) <= _FEW_STRETCHES:
+            bound = (map(self._bind, stretch) for stretch in stretches)
+            times = " OR ".join(starmap(SQL["stretch"].format, bound))
+            return SQL["rolled_up"].format(times=times, **fixed)
+        return SQL["rolled_up_often"].format(
+            spans=self._bind([stretch.span for stretch in stretches]),
+            starts=self._bind([stretch.start for stretch in stretches]),
+            ends=self._bind([stretch.end for stretch in stretches]),
+            **fixed,
+        )
+
     def _facts(self, columns: Sequence[_Column], times: Iterable[Period]) -> str:
-        times = " OR ".join(self._times(*period) for period in times)
-        return SQL["facts"].format(times=times, **self._of_facts(columns))
+        either = " OR ".join(self._times(*period) for period in times)
+        return SQL["facts"].format(times=either, **self._of_facts(columns))
 
     def _facts_at(self, columns: Sequence[_Column], times: Sequence[Period]) -> str:
         starts, ends = map(list, zip(*times, strict=True))
@@ -320,9 +329,12 @@ class Statement:
         """Return the condition for rows of the wanted groups; it lets '' pass for no name."""
         if self._groups is None:
             return "TRUE"
+        keys = self._dimensions
+        if of == "fact" or "operation" in keys:
+            keys = tuple(f"coalesce({key}, '')" for key in self._keys(of))
         texts = [[name or "" for name in names] for names in zip(*self._groups, strict=True)]
-        return SQL["wanted"].format(
-            columns=", ".join(f"coalesce({column}, '')" for column in self._keys(of)),
+        return SQL["wanted" if len(keys) == 1 else "wanted_together"].format(
+            columns=", ".join(keys),
             names=", ".join(f"{self._bind(names)}::text[]" for names in texts),
         )
 

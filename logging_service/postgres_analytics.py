@@ -126,9 +126,9 @@ class _Asked:
         if len(rows) > limit:
             after = GroupKey(tuple(map(int, _columns(rows[limit - 1], "rank_"))), page[-1])
         if statement.adds_up_when_ranking:
+            found = await self._counted(rows[:limit])
             groups = {
-                (0, names): self._count(row, names).metrics(self._question.subject, period)
-                for row, names in zip(rows, page, strict=False)
+                place: one.metrics(self._question.subject, period) for place, one in found.items()
             }
         else:
             self._times = _times_of(rows[:limit], period) if statement.tells_times else []
@@ -144,7 +144,7 @@ class _Asked:
         total, parts = Counted(), []
         for first in range(0, len(points) - 1, _PARTS_AT_ONCE):
             some = points[first : first + _PARTS_AT_ONCE + 1]
-            found = await self._counted(Statement(self._question, some))
+            found = await self._added_up(Statement(self._question, some))
             parts += [
                 found[number, ()].metrics(subject, part)
                 for number, part in enumerate(pairwise(some))
@@ -157,24 +157,25 @@ class _Asked:
         if not page:
             return {}
         statement = Statement(self._question, points, self._dimensions, page, self._times)
-        found = await self._counted(statement)
+        found = await self._added_up(statement)
         return {
             (number, names): found[number, names].metrics(self._question.subject, part)
             for number, part in enumerate(pairwise(points))
             for names in page
         }
 
-    async def _counted(self, statement: Statement) -> defaultdict[_Place, Counted]:
+    async def _added_up(self, statement: Statement) -> defaultdict[_Place, Counted]:
+        return await self._counted(await self._fetch(statement, statement.added_up()))
+
+    async def _counted(self, rows: Sequence[asyncpg.Record]) -> defaultdict[_Place, Counted]:
         found: defaultdict[_Place, Counted] = defaultdict(Counted)
-        for place, row in enumerate(await self._fetch(statement, statement.added_up())):
-            if not place % _ROWS_AT_ONCE:
+        for number, row in enumerate(rows):
+            if not number % _ROWS_AT_ONCE:
                 await asyncio.sleep(0)
             names = _columns(row, "name_")
-            found[row["part"] - 1, names] = self._count(row, names)
+            dimensions = dict(zip(self._dimensions, names, strict=False))
+            found[row.get("part", 1) - 1, names] = Counted.of(row, dimensions)
         return found
-
-    def _count(self, row: asyncpg.Record, names: Names) -> Counted:
-        return Counted.of(row, dict(zip(self._dimensions, names, strict=False)))
 
     async def _fetch(self, statement: Statement, text: str) -> list[asyncpg.Record]:
         rows: list[asyncpg.Record] = await self._connection.fetch(text, *statement.values)

@@ -2,7 +2,16 @@
 -- by it: fixed texts, or the number of a bound parameter.
 
 -- name: rolled_up
--- Rows of a roll-up. Behind OFFSET the conditions are those of the index, for each stretch anew;
+-- Rows of a roll-up.
+SELECT {columns}
+  FROM {table}
+ WHERE ({times}) AND {conditions}
+
+-- name: stretch
+(span = {}::smallint AND bucket >= {} AND bucket < {})
+
+-- name: rolled_up_often
+-- The same in many stretches. Behind OFFSET the conditions are those of the index, for each stretch anew;
 -- else the planner may join all rows of a span.
 SELECT rolled.*
   FROM unnest({spans}::smallint[], {starts}::timestamptz[], {ends}::timestamptz[])
@@ -37,6 +46,10 @@ SELECT facts.*
        OFFSET 0) AS facts
 
 -- name: wanted
+-- The column of a roll-up is one of its index.
+{columns} = ANY ({names})
+
+-- name: wanted_together
 ({columns}) IN (SELECT * FROM unnest({names}))
 
 -- name: ranked
