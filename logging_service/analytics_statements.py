@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 
 from logging_service.analytics import GroupKey, Question
 from logging_service.periods import Period, Pieces, Stretch, pieces_of
-from logging_service.rollups import LLM, USAGE, USER, RollUp
+from logging_service.rollups import CALL_COUNTS, LLM, USAGE, USER, RollUp
 from logging_service.statement_parts import parts_of
 
 SQL: Final = parts_of("analytics.sql")
@@ -50,16 +50,6 @@ _ENDS: Final = (
     _Column("since", "NULL::timestamptz", "timestamp", "min({})"),
     _Column("until", "NULL::timestamptz", "timestamp", "max({})"),
 )
-_TOKENS: Final = (
-    "uncached_input",
-    "cache_read",
-    "cache_write",
-    "cache_write_1h",
-    "output",
-    "reasoning",
-    "unsplit",
-)
-
 # The planner knows how many rows there are in a few, and takes its time for many.
 _FEW_STRETCHES: Final = 9
 
@@ -81,10 +71,9 @@ def _columns(question: Question, dimensions: Collection[str]) -> tuple[_Column, 
             _Column("failed", "failed", "is_failed::int"),
             _Column("max_us", "max_us", "duration_us", "max({})"),
         )
-    counts = ("queries", "unpriced", *_TOKENS)
     cost = COSTS[question.cost]
     return (
-        *(_Column(name, name, name) for name in counts),
+        *(_Column(name, name, name) for name in CALL_COUNTS),
         _Column("cost", cost, f"coalesce({cost}, 0)"),
         *_TIMES,
     )

@@ -18,6 +18,7 @@ from logging_service.analytics import (
     UsageMetrics,
 )
 from logging_service.periods import Period
+from logging_service.rollups import CALL_COUNTS
 from logging_service.sketches import (
     Bins,
     add_bins,
@@ -39,15 +40,7 @@ _SUMS: Final = (
     "timed",
     "failed",
     "total_us",
-    "queries",
-    "unpriced",
-    "uncached_input",
-    "cache_read",
-    "cache_write",
-    "cache_write_1h",
-    "output",
-    "reasoning",
-    "unsplit",
+    *CALL_COUNTS,
     "cost",
 )
 
@@ -103,10 +96,11 @@ def _different(row: Mapping[str, Any], subject: str, name: str | None) -> Sequen
 def _usage(counted: Counted, period: Period) -> UsageMetrics:
     events = counted.sums["events"]
     sessions, users = count(counted.sessions), count(counted.users)
+    # Each was in an event: an estimate may be beyond that.
     return UsageMetrics(
         total_events=events,
-        unique_sessions=sessions.number,
-        unique_users=users.number,
+        unique_sessions=min(sessions.number, events),
+        unique_users=min(users.number, events),
         events_per_day=_per_day(events, period),
         error_rate=counted.sums["errors"] / events if events else 0.0,
         unique_sessions_is_estimate=sessions.is_estimate,

@@ -21,7 +21,8 @@ from logging_service.ports import ModelQueries
 from logging_service.pricing import Cost, Prices
 from logging_service.rollups import (
     ALL_TYPES,
-    CALL_SUMS,
+    CALL_COUNTS,
+    CALL_NANOS,
     LLM,
     QUARTER,
     USAGE,
@@ -43,19 +44,18 @@ FACT_COLUMNS: Final = (
     "duration_us",
     "is_failed",
 )
-_COUNTS, _NANOS = CALL_SUMS[:-3], CALL_SUMS[-3:]
 CALL_COLUMNS: Final = (
     "timestamp",
     "event_id",
     "entry",
-    *_COUNTS,
+    *CALL_COUNTS,
     "has_media",
     "is_told",
     "is_failed",
     "session_id",
     "source",
     "user_id",
-    *_NANOS,
+    *CALL_NANOS,
     "duration_us",
     "provider",
     "model",

@@ -38,6 +38,8 @@ class PostgresAnalytics:
     def __init__(self, pool: asyncpg.Pool, answer_seconds: float = ANSWER_SECONDS) -> None:
         self._pool = pool
         self._answer_seconds = answer_seconds
+        # One connection is left to those who ask what has changed.
+        self._answers = asyncio.Semaphore(max(1, pool.get_max_size() - 1))
 
     async def answer(self, question: Question) -> Answer:
         """Return the answer to a question, all of it from one moment.
@@ -47,19 +49,27 @@ class PostgresAnalytics:
         for each. Raises QueryRejected for a question that takes longer than ten seconds.
         """
         with weather("analytics"):
-            async with self._pool.acquire(timeout=_ACQUIRE_SECONDS) as connection:
-                try:
-                    async with (
-                        asyncio.timeout(self._answer_seconds),
-                        connection.transaction(isolation="repeatable_read", readonly=True),
-                    ):
-                        kind = _AskedReviews if question.subject == "reviews" else _Asked
-                        return await kind(connection, question).answer()
-                except (TimeoutError, asyncpg.QueryCanceledError):
-                    raise QueryRejected(
-                        "period",
-                        f"is too long: adding up took more than {self._answer_seconds:g} s",
-                    ) from None
+            async with asyncio.timeout(_ACQUIRE_SECONDS):
+                await self._answers.acquire()
+            try:
+                return await self._answer(question)
+            finally:
+                self._answers.release()
+
+    async def _answer(self, question: Question) -> Answer:
+        kind = _AskedReviews if question.subject == "reviews" else _Asked
+        async with self._pool.acquire(timeout=_ACQUIRE_SECONDS) as connection:
+            try:
+                async with (
+                    asyncio.timeout(self._answer_seconds),
+                    connection.transaction(isolation="repeatable_read", readonly=True),
+                ):
+                    return await kind(connection, question).answer()
+            except (TimeoutError, asyncpg.QueryCanceledError):
+                raise QueryRejected(
+                    "period",
+                    f"is too long: adding up took more than {self._answer_seconds:g} s",
+                ) from None
 
     async def version(self) -> str:
         """Return a text that changes whenever an answer about the same time can have changed."""

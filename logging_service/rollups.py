@@ -33,7 +33,7 @@ SPANS: Final = (QUARTER_SPAN, HOUR_SPAN, DAY_SPAN)
 ALL_TYPES: Final = ""
 """The event type of the row that has all of them together."""
 
-CALL_SUMS: Final = (
+CALL_COUNTS: Final = (
     "queries",
     "unpriced",
     "uncached_input",
@@ -43,10 +43,9 @@ CALL_SUMS: Final = (
     "output",
     "reasoning",
     "unsplit",
-    "cost_nanos",
-    "reported_nanos",
-    "best_nanos",
 )
+CALL_NANOS: Final = ("cost_nanos", "reported_nanos", "best_nanos")
+CALL_SUMS: Final = (*CALL_COUNTS, *CALL_NANOS)
 _TIMES: Final = ("timed", "failed", "total_us", "max_us", "durations")
 
 

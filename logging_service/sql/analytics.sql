@@ -124,7 +124,8 @@ SELECT {keys},
 
 -- name: version
 -- What was stored, wherever its delivery is in the books, and how often that was changed since.
-SELECT (SELECT coalesce(sum(stored), 0) FROM epochs)
-       + (SELECT coalesce(sum(stored), 0) FROM deliveries)
-       + (SELECT coalesce(sum(stored), 0) FROM trials) AS stored,
+-- Duplicates are in it: an event that was stored while its delivery was on trial can become one.
+SELECT (SELECT coalesce(sum(stored + duplicates), 0) FROM epochs)
+       + (SELECT coalesce(sum(stored + duplicates), 0) FROM deliveries)
+       + (SELECT coalesce(sum(stored + duplicates), 0) FROM trials) AS stored,
        (SELECT number FROM ledger_changes) AS changes
