@@ -13,7 +13,6 @@ from logging_service.facts import (
     LLM_CALL,
     REVIEW_END,
     Facts,
-    clean,
     facts_of,
     findings_in,
 )
@@ -87,13 +86,10 @@ _FALSE, _TRUE = column(b"\x00"), column(b"\x01")
 _LENGTH = struct.Struct(">i")
 _CALL, _REVIEW = column(LLM_CALL.encode()), column(REVIEW_END.encode())
 
-
 # The hash of a session, the user, the duration in microseconds, whether it failed.
 _Row = tuple[int | None, str | None, int | None, bool]
 # The sums in the order of CALL_SUMS, the duration, whether it failed.
 _Call = tuple[tuple[int, ...], int | None, bool]
-
-
 # Of a quarter hour and source, by user: the hash of the session of each event.
 _Users = defaultdict[tuple[int, str], defaultdict[str, list[int | None]]]
 
@@ -151,11 +147,10 @@ class Entries:
         self._add_calls(calls)
 
     def _column(self, text: str | None) -> bytes:
-        cleaned = clean(text or "").encode()
-        made = self._columns[text] = column(cleaned) if cleaned else NULL
+        made = self._columns[text] = column(text.encode()) if text else NULL
         return made
 
-    def _count(self, start: int, columns: bytes, rows: list[_Row], of_users: "_Users") -> None:
+    def _count(self, start: int, columns: bytes, rows: list[_Row], of_users: _Users) -> None:
         event_type, source = _two_texts(columns)
         number = len(rows)
         sums = Sums()
@@ -178,7 +173,7 @@ class Entries:
             of_source[user or ""].append(session)
 
     def _add_calls(self, calls: Iterable[tuple[Narrow, Facts]]) -> None:
-        of_models: dict[tuple[int, str, str | None, str | None], list[_Call]] = {}
+        of_models: dict[Key, list[_Call]] = {}
         of_users: dict[Key, list[_Call]] = {}
         for event, facts in calls:
             _, moment, texts, type_at, payload = event
@@ -195,11 +190,10 @@ class Entries:
             call = sums, duration, is_failed
             source = _two_texts(texts[type_at:])[1]
             start = moment // QUARTER * QUARTER
-            of_model = start, source, usage.provider, usage.model
+            of_model = start, source, usage.provider or "", usage.model or ""
             of_models.setdefault(of_model, []).append(call)
             of_users.setdefault((start, source, user or ""), []).append(call)
-        for (start, source, provider, model), group in of_models.items():
-            key = start, source, clean(provider or ""), clean(model or "")
+        for key, group in of_models.items():
             _add_group(self.llm.of(key), group)
             self._note_queries(key[-1], group)
         for key, group in of_users.items():

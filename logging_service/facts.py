@@ -75,12 +75,8 @@ def _facts(seen: _Seen) -> Facts:
 def _user(value: object) -> str | None:
     if type(value) is int and abs(value) < 10**MAX_NAME:
         value = str(value)
-    return clean(value[:MAX_NAME]) or None if isinstance(value, str) else None
-
-
-def clean(text: str) -> str:
-    """Return a text without the one character that PostgreSQL has none for."""
-    return text.replace("\x00", "") if "\x00" in text else text
+    # PostgreSQL has no NUL.
+    return value[:MAX_NAME].replace("\x00", "") or None if isinstance(value, str) else None
 
 
 def _micros(value: object) -> int | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import asyncpg
 
@@ -27,8 +27,8 @@ from logging_service.statement_parts import parts_of
 
 _SQL = parts_of("roll_ups.sql")
 
-COPY_BEGIN = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-COPY_END = b"\xff\xff"
+_COPY_BEGIN = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+_COPY_END = b"\xff\xff"
 # They keep what an event said longer than the event itself is kept.
 _BY_EVENT = ("llm_calls", "review_facts")
 # Adding up is work for the processor: others have a turn in between.
@@ -88,18 +88,18 @@ async def counted_before(connection: asyncpg.Connection, elements: Sequence[byte
 
 
 async def copy_rows(
-    connection: asyncpg.Connection, table: str, columns: Sequence[str], rows: Iterable[bytes]
+    connection: asyncpg.Connection, table: str, columns: Sequence[str], rows: Sequence[bytes]
 ) -> None:
     """Copy rows in PostgreSQL's binary form, without a header, into a table."""
     if rows:
-        await copy(connection, table, columns, b"".join((COPY_BEGIN, *rows, COPY_END)), "binary")
+        await _copy(connection, table, columns, b"".join((_COPY_BEGIN, *rows, _COPY_END)), "binary")
 
 
 async def copy_deltas(connection: asyncpg.Connection, totals: Totals) -> None:
     """Add sums to what waits to be folded; they count from the commit on."""
     if totals.by_key:
         roll_up = totals.roll_up
-        await copy(connection, roll_up.deltas, columns_of(roll_up), totals.rows(), "text")
+        await _copy(connection, roll_up.deltas, columns_of(roll_up), totals.rows(), "text")
 
 
 async def copy_roll_up(connection: asyncpg.Connection, totals: Totals, span: int) -> None:
@@ -107,13 +107,12 @@ async def copy_roll_up(connection: asyncpg.Connection, totals: Totals, span: int
     if totals.by_key:
         roll_up = totals.roll_up
         columns = ("span", *columns_of(roll_up))
-        await copy(connection, roll_up.table, columns, totals.rows(span), "text")
+        await _copy(connection, roll_up.table, columns, totals.rows(span), "text")
 
 
-async def copy(
+async def _copy(
     connection: asyncpg.Connection, table: str, columns: Sequence[str], rows: bytes, form: str
 ) -> None:
-    """Copy rows into a table."""
     # asyncpg takes plain bytes for a file's name.
     await connection.copy_to_table(table, source=memoryview(rows), columns=columns, format=form)
 

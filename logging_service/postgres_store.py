@@ -20,10 +20,8 @@ from logging_service.errors import BackendUnavailable, DeliveryTooWide, TooManyD
 from logging_service.ports import DeadLetter, Delivery, Outcome, Sorted, Trial
 from logging_service.postgres import EVENT_CLASSES, check_schema, open_pool, said, weather
 from logging_service.postgres_ledger import (
-    COPY_BEGIN,
-    COPY_END,
     CountedBefore,
-    copy,
+    copy_rows,
     counted_before,
     entries_of,
     fold,
@@ -76,6 +74,7 @@ class PostgresStore:
 
         A batch with a place is counted with its delivery's trials, once. Raises TooManyDead, with
         nothing stored, where more than `most_dead` events cannot be, conflicts aside;
+        DeliveryTooWide for days too many for one transaction;
         BackendUnavailable when it is not known whether the transaction was committed,
         SchemaMismatch when the schema does not fit this release; and what `confirm` raises, with
         nothing stored: it is called last before the commit.
@@ -379,9 +378,8 @@ def _lacks_a_day(error: asyncpg.PostgresError) -> bool:
 
 
 async def _copy(connection: asyncpg.Connection, table: str, events: Sequence[bytes]) -> None:
-    if events:
-        rows = b"".join((COPY_BEGIN, *[event[wire.SEAL_SIZE :] for event in events], COPY_END))
-        await copy(connection, table, wire.COLUMNS, rows, "binary")
+    rows = [event[wire.SEAL_SIZE :] for event in events]
+    await copy_rows(connection, table, wire.COLUMNS, rows)
 
 
 async def _record(

@@ -24,7 +24,6 @@ from logging_service.sketches import (
 
 QUARTER: Final = 900_000_000
 """Fifteen minutes in microseconds."""
-DAY: Final = 96 * QUARTER
 QUARTER_SPAN: Final = 15
 HOUR_SPAN: Final = 60
 DAY_SPAN: Final = 1440
@@ -110,8 +109,9 @@ class Sums:
         if other.calls is not _NO_CALLS:
             self.add_calls([other.calls])
         add_bins(self.durations, other.durations)
-        self.sessions = _bounded(self.sessions | other.sessions)
-        self.users = _bounded(self.users | other.users)
+        self.sessions |= other.sessions
+        self.users |= other.users
+        self.sessions, self.users = _bounded(self.sessions), _bounded(self.users)
 
     def add_calls(self, calls: Iterable[Iterable[int]]) -> None:
         """Add model calls, each with its values in the order of `CALL_SUMS`."""

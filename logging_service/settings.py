@@ -165,7 +165,7 @@ class Settings(BaseSettings):
     )
 
     consumer_batch_size: int = Field(
-        default=20_000,
+        default=10_000,
         ge=1,
         le=50_000,
         description="events that one transaction stores at the most",

@@ -39,7 +39,7 @@ from logging_service.errors import TooManyDead
 from logging_service.ports import Delivery, Trial
 from logging_service.postgres_ledger import write
 from logging_service.redis_queue import RedisQueue
-from logging_service.rollups import DAY
+from logging_service.rollups import DAY_SPAN
 from logging_service.schema import migrate
 
 LEASES = "{log_queue}:leases"
@@ -250,7 +250,9 @@ class TestOneByOne:
 
         async def within_locks(connection: asyncpg.Connection, entries: Entries) -> None:
             # Each day has tables and indexes of its own to be locked.
-            if (days := len({key[0] // DAY for key in entries.usage.by_key})) > 5:
+            if (
+                days := len({key[0] // (DAY_SPAN * 60_000_000) for key in entries.usage.by_key})
+            ) > 5:
                 refused.append(days)
                 raise asyncpg.OutOfMemoryError("out of shared memory")
             await write(connection, entries)
