@@ -2,37 +2,19 @@
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Final
+from itertools import repeat
+from typing import Any, Final, NamedTuple
 
 from logging_service import wire
-from logging_service.facts import (
-    ERROR,
-    LLM_CALL,
-    REVIEW_END,
-    Facts,
-    facts_of,
-    findings_in,
-)
-from logging_service.ports import ModelQueries
-from logging_service.pricing import Cost, Prices
-from logging_service.rollups import (
-    ALL_TYPES,
-    CALL_COUNTS,
-    CALL_NANOS,
-    LLM,
-    QUARTER,
-    USAGE,
-    USER,
-    Key,
-    Sums,
-    Totals,
-)
+from logging_service.facts import ERROR, LLM_CALL, REVIEW_END, facts_of, findings_in
+from logging_service.model_calls import CALL_COLUMNS, ModelCalls, integer_column
+from logging_service.pricing import Prices
+from logging_service.rollups import ALL_TYPES, QUARTER, USAGE, USER, Sums, Totals
 from logging_service.sketches import hash_of
-from logging_service.usage import Usage, decoded, usage_of
-from logging_service.wire import NULL, Narrow, column
+from logging_service.usage import decoded
+from logging_service.wire import NULL, column
 
 FACT_COLUMNS: Final = (
     "timestamp",
@@ -43,55 +25,58 @@ FACT_COLUMNS: Final = (
     "duration_us",
     "is_failed",
 )
-CALL_COLUMNS: Final = (
-    "timestamp",
-    "event_id",
-    "entry",
-    *CALL_COUNTS,
-    "has_media",
-    "is_told",
-    "is_failed",
-    "session_id",
-    "source",
-    "user_id",
-    *CALL_NANOS,
-    "duration_us",
-    "provider",
-    "model",
-    "price_source",
-    "unpriced_reason",
-    "fault",
-    "reported_fault",
-    "service",
-)
-REVIEW_COLUMNS: Final = (
-    "timestamp",
-    "event_id",
-    "is_failed",
-    "session_id",
-    "source",
-    "user_id",
-    "duration_us",
-    "errors",
-    "warnings",
-    "infos",
-)
+REVIEW_COLUMNS: Final = (*CALL_COLUMNS[:7], "errors", "warnings", "infos")
 
-# The number of columns, and those of a fixed size, each behind its length.
-_FACT = struct.Struct(">hiq")
-_CALL_HEAD = struct.Struct(">hiqi16siiihih" + "iq" * 7 + "i?" * 3)
-_REVIEW_HEAD = struct.Struct(">hiqi16si?")
-_INTEGER = struct.Struct(">iq")
-_FALSE, _TRUE = column(b"\x00"), column(b"\x01")
+# The number of columns, which stands before them.
+_FACT_HEAD, _CALL_HEAD, _REVIEW_HEAD = (
+    struct.pack(">h", len(columns)) for columns in (FACT_COLUMNS, CALL_COLUMNS, REVIEW_COLUMNS)
+)
+_FLAGS = column(b"\x00"), column(b"\x01")
 _LENGTH = struct.Struct(">i")
 _CALL, _REVIEW = column(LLM_CALL.encode()), column(REVIEW_END.encode())
 
-# The hash of a session, the user, the duration in microseconds, whether it failed.
-_Row = tuple[int | None, str | None, int | None, bool]
-# The sums in the order of CALL_SUMS, the duration, whether it failed.
-_Call = tuple[tuple[int, ...], int | None, bool]
+
+class _Group(NamedTuple):
+    """Events of one quarter hour, type and source: of each column an item an event."""
+
+    start: int
+    event_type: str
+    source: str
+    elements: Sequence[bytes]
+    sessions: Sequence[int | None]
+    """Their hashes."""
+    texts: Sequence[bytes]
+    """Session, type and source as columns of `COPY`."""
+    payloads: Sequence[bytes]
+    moments: Sequence[int]
+    users: Sequence[str | None]
+    durations: Sequence[int | None]
+    failed: Sequence[bool]
+    user_columns: Sequence[bytes]
+    duration_columns: Sequence[bytes]
+    failed_columns: Sequence[bytes]
+
+    def first_columns(self, head: bytes, kind: bytes) -> Iterable[bytes]:
+        """Return the columns that rows with the event's id begin with."""
+        sessions = [texts[: -len(kind)] for texts in self.texts]
+        source = kind[4 + len(self.event_type) :]
+        keys = map(wire.key_columns, self.elements)
+        own = self.user_columns, self.duration_columns, self.failed_columns
+        return map(b"".join, zip(repeat(head), keys, *own, sessions, repeat(source), strict=False))
+
+
+# By the columns of type and source, and the quarter hour.
+_Groups = Iterable[tuple[bytes, _Group]]
 # Of a quarter hour and source, by user: the hash of the session of each event.
 _Users = defaultdict[tuple[int, str], defaultdict[str, list[int | None]]]
+
+
+class _Columns(dict[str | None, bytes]):
+    """Texts as columns of `COPY`, each made once."""
+
+    def __missing__(self, text: str | None) -> bytes:
+        made = self[text] = column(text.encode()) if text else NULL
+        return made
 
 
 class Entries:
@@ -99,182 +84,78 @@ class Entries:
 
     def __init__(self, prices: Prices) -> None:
         self.fact_rows: list[bytes] = []
-        self.call_rows: list[bytes] = []
         self.review_rows: list[bytes] = []
-        self.usage, self.users, self.llm = Totals(USAGE), Totals(USER), Totals(LLM)
-        self.queries: dict[str, ModelQueries] = {}
-        self._prices = prices
-        self._columns: dict[str | None, bytes] = {None: NULL}
-        self._told_columns: dict[tuple[str | None, ...], bytes] = {}
+        self.usage, self.users = Totals(USAGE), Totals(USER)
+        self.calls = ModelCalls(prices, self.users)
+        self._columns = _Columns()
 
-    def add(self, elements: Iterable[bytes]) -> None:
+    def add(self, elements: Sequence[bytes]) -> None:
         """Add events that passed `wire.check`; never raises, whatever their payloads are."""
-        events = list(map(wire.narrow, elements))
-        by_type: dict[tuple[int, bytes], list[_Row]] = {}
-        calls: list[tuple[Narrow, Facts]] = []
-        for event, facts in zip(events, facts_of([event[4] for event in events]), strict=True):
-            _, moment, texts, type_at, _ = event
-            key = moment // QUARTER, texts[type_at:]
-            rows = by_type.get(key)
-            if rows is None:
-                rows = by_type[key] = []
-            user, duration, is_failed = facts
-            session = hash_of(texts[4:type_at]) if texts[:4] != NULL else None
-            rows.append((session, user, duration, is_failed))
-            self.fact_rows.append(
-                b"".join(
-                    (
-                        _FACT.pack(len(FACT_COLUMNS), 8, moment),
-                        texts,
-                        self._columns.get(user) or self._column(user),
-                        NULL if duration is None else _INTEGER.pack(8, duration),
-                        _TRUE if is_failed else _FALSE,
-                    )
-                )
-            )
-            if key[1].startswith(_CALL):
-                calls.append((event, facts))
-            elif key[1].startswith(_REVIEW):
-                self.review_rows.append(_review_row(event, facts))
+        if not elements:
+            return
         of_users: _Users = defaultdict(lambda: defaultdict(list))
-        for (quarter, columns), rows in by_type.items():
-            self._count(quarter * QUARTER, columns, rows, of_users)
+        for kind, group in self._groups(elements):
+            self._count(group, of_users)
+            if kind.startswith(_CALL):
+                first = group.first_columns(_CALL_HEAD, kind)
+                told = group.payloads, group.moments, group.users, group.durations, group.failed
+                self.calls.add(group.start, group.source, list(zip(first, *told, strict=True)))
+            elif kind.startswith(_REVIEW):
+                first = group.first_columns(_REVIEW_HEAD, kind)
+                self.review_rows += map(_review_row, first, group.payloads)
         for place, of_source in of_users.items():
             for user, sessions in of_source.items():
                 sums = self.users.of((*place, user))
                 sums.events += len(sessions)
                 sums.sessions.update(filter(None, sessions))
-        self._add_calls(calls)
 
-    def _column(self, text: str | None) -> bytes:
-        made = self._columns[text] = column(text.encode()) if text else NULL
-        return made
-
-    def _count(self, start: int, columns: bytes, rows: list[_Row], of_users: _Users) -> None:
-        event_type, source = _two_texts(columns)
-        number = len(rows)
-        sums = Sums()
-        sums.events = number
-        sums.errors = number if event_type == ERROR else 0
-        sums.sessions = {row[0] for row in rows if row[0] is not None}
-        sums.add_times(
-            [duration for _, _, duration, _ in rows if duration is not None],
-            sum(is_failed for _, _, duration, is_failed in rows if duration is not None),
+    def _groups(self, elements: Sequence[bytes]) -> _Groups:
+        """Note the facts of events, and return these by what they are counted under."""
+        moments, sessions, kinds, texts, payloads = zip(*map(wire.narrow, elements), strict=True)
+        users, durations, failed = zip(*facts_of(payloads), strict=True)
+        columns = (
+            list(map(self._columns.__getitem__, users)),
+            list(map(integer_column, durations)),
+            list(map(_FLAGS.__getitem__, failed)),
         )
-        users = {user for _, user, _, _ in rows if user}
-        sums.users = {hash_of(user.encode()) for user in users}
+        times = map(wire.moment_column, elements)
+        self.fact_rows += map(
+            b"".join, zip(repeat(_FACT_HEAD), times, texts, *columns, strict=False)
+        )
+        hashes = [None if session is None else hash_of(session) for session in sessions]
+        quarters = [moment // QUARTER for moment in moments]
+        told = (hashes, texts, payloads, moments, users, durations, failed, *columns)
+        rows: defaultdict[tuple[int, bytes], list[tuple[Any, ...]]] = defaultdict(list)
+        keys = zip(quarters, kinds, strict=True)
+        for key, row in zip(keys, zip(elements, *told, strict=True), strict=True):
+            rows[key].append(row)
+        for (quarter, kind), of_key in rows.items():
+            of_group: Iterable[Any] = zip(*of_key, strict=True)
+            yield kind, _Group(quarter * QUARTER, *_two_texts(kind), *of_group)
+
+    def _count(self, group: _Group, of_users: _Users) -> None:
+        start, event_type, source, users = group.start, group.event_type, group.source, group.users
+        sums = Sums()
+        sums.events = len(users)
+        sums.errors = len(users) if event_type == ERROR else 0
+        sums.sessions = {session for session in group.sessions if session is not None}
+        sums.users = {hash_of(user.encode()) for user in set(users) if user}
+        sums.add_outcomes(group.durations, group.failed)
         self.usage.of((start, source, event_type)).add(sums)
         self.usage.of((start, source, ALL_TYPES)).add(sums)
         if event_type == ERROR:
-            for _, user, _, _ in rows:
+            for user in users:
                 self.users.of((start, source, user or "")).errors += 1
         of_source = of_users[start, source]
-        for session, user, _, _ in rows:
+        for user, session in zip(users, group.sessions, strict=True):
             of_source[user or ""].append(session)
 
-    def _add_calls(self, calls: Iterable[tuple[Narrow, Facts]]) -> None:
-        of_models: dict[Key, list[_Call]] = {}
-        of_users: dict[Key, list[_Call]] = {}
-        for event, facts in calls:
-            _, moment, texts, type_at, payload = event
-            user, duration, is_failed = facts
-            sent = decoded(payload)
-            usage = usage_of(payload if sent is None else sent)
-            # No price changes within a second.
-            cost = self._prices.cost_of(usage, _second(moment // 1_000_000))
-            nanos, reported = cost.nanos, usage.reported_nanos
-            best = reported if nanos is None else nanos
-            self._add_call_row(event, facts, usage, cost, best)
-            counts = (*usage.counts, usage.unsplit)
-            sums = (1, nanos is None, *counts, nanos or 0, reported or 0, best or 0)
-            call = sums, duration, is_failed
-            source = _two_texts(texts[type_at:])[1]
-            start = moment // QUARTER * QUARTER
-            of_model = start, source, usage.provider or "", usage.model or ""
-            of_models.setdefault(of_model, []).append(call)
-            of_users.setdefault((start, source, user or ""), []).append(call)
-        for key, group in of_models.items():
-            _add_group(self.llm.of(key), group)
-            self._note_queries(key[-1], group)
-        for key, group in of_users.items():
-            _add_group(self.users.of(key), group)
 
-    def _note_queries(self, model: str, group: list[_Call]) -> None:
-        queries = self.queries.setdefault(model, ModelQueries())
-        failed = sum(call[2] for call in group)
-        queries.failed += failed
-        queries.ok += len(group) - failed
-        queries.nanos += sum(call[0][-1] for call in group)
-
-    def _add_call_row(
-        self, event: Narrow, facts: Facts, usage: Usage, cost: Cost, best: int | None
-    ) -> None:
-        event_id, moment, texts, type_at, _ = event
-        user, duration, is_failed = facts
-        c1, c2, c3, c4, c5, c6 = usage.counts
-        head = _CALL_HEAD.pack(
-            *(len(CALL_COLUMNS), 8, moment, 16, event_id, 4, 0, 2, 1, 2, cost.nanos is None),
-            *(8, c1, 8, c2, 8, c3, 8, c4, 8, c5, 8, c6, 8, usage.unsplit),
-            *(1, usage.has_media, 1, usage.is_told, 1, is_failed),
-        )
-        # Few models with few outcomes: their columns are the same for many calls.
-        told = (
-            usage.provider,
-            usage.model,
-            cost.source,
-            cost.unpriced,
-            usage.fault,
-            usage.reported_fault,
-            usage.service,
-        )
-        columns = self._told_columns.get(told)
-        if columns is None:
-            columns = self._told_columns[told] = b"".join(map(self._column, told))
-        self.call_rows.append(
-            b"".join(
-                (
-                    head,
-                    texts[:type_at],
-                    texts[type_at + 4 + len(LLM_CALL) :],
-                    self._columns.get(user) or self._column(user),
-                    _integer(cost.nanos),
-                    _integer(usage.reported_nanos),
-                    _integer(best),
-                    _integer(duration),
-                    columns,
-                )
-            )
-        )
-
-
-@lru_cache(maxsize=1024)
-def _second(number: int) -> datetime:
-    return wire.from_micros(number * 1_000_000)
+def _review_row(first: bytes, payload: bytes) -> bytes:
+    return b"".join((first, *map(integer_column, findings_in(decoded(payload) or {}))))
 
 
 @lru_cache(maxsize=1024)
 def _two_texts(columns: bytes) -> tuple[str, str]:
     end = 4 + _LENGTH.unpack_from(columns)[0]
     return columns[4:end].decode(), columns[end + 4 :].decode()
-
-
-def _add_group(sums: Sums, group: list[_Call]) -> None:
-    sums.add_calls([call[0] for call in group])
-    sums.add_times(
-        [duration for _, duration, _ in group if duration is not None],
-        sum(is_failed for _, duration, is_failed in group if duration is not None),
-    )
-
-
-def _integer(number: int | None) -> bytes:
-    return NULL if number is None else _INTEGER.pack(8, number)
-
-
-def _review_row(event: Narrow, facts: Facts) -> bytes:
-    event_id, moment, texts, type_at, payload = event
-    user, duration, is_failed = facts
-    head = _REVIEW_HEAD.pack(len(REVIEW_COLUMNS), 8, moment, 16, event_id, 1, is_failed)
-    numbers = map(_integer, (duration, *findings_in(decoded(payload) or {})))
-    named = NULL if user is None else column(user.encode())
-    source = texts[type_at + 4 + len(REVIEW_END) :]
-    return b"".join((head, texts[:type_at], source, named, *numbers))

@@ -55,6 +55,20 @@ def facts_of(payloads: Sequence[bytes]) -> list[Facts]:
     return list(map(_facts, seen))
 
 
+def _facts(seen: _Seen) -> Facts:
+    user, duration = seen.user_id, seen.duration_ms
+    if user is None:
+        user = seen.user
+    # PostgreSQL has no NUL.
+    if type(user) is not str or len(user) > MAX_NAME or "\x00" in user:
+        user = None if user is None else _user(user)
+    return (
+        user or None,
+        None if duration is None else _micros(duration),
+        seen.success is False or bool(seen.error),
+    )
+
+
 def _seen(payload: bytes) -> _Seen:
     try:
         return _decode(payload)
@@ -62,21 +76,10 @@ def _seen(payload: bytes) -> _Seen:
         return _Seen()
 
 
-def _facts(seen: _Seen) -> Facts:
-    user = seen.user if seen.user_id is None else seen.user_id
-    duration = seen.duration_ms
-    return (
-        None if user is None else _user(user),
-        None if duration is None else _micros(duration),
-        seen.success is False or bool(seen.error),
-    )
-
-
 def _user(value: object) -> str | None:
     if type(value) is int and abs(value) < 10**MAX_NAME:
         value = str(value)
-    # PostgreSQL has no NUL.
-    return value[:MAX_NAME].replace("\x00", "") or None if isinstance(value, str) else None
+    return value[:MAX_NAME].replace("\x00", "") if isinstance(value, str) else None
 
 
 def _micros(value: object) -> int | None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import asyncpg
 
 from logging_service import wire
-from logging_service.entries import CALL_COLUMNS, FACT_COLUMNS, REVIEW_COLUMNS, Entries
+from logging_service.entries import FACT_COLUMNS, REVIEW_COLUMNS, Entries
+from logging_service.model_calls import CALL_COLUMNS
 from logging_service.pricing import Prices
 from logging_service.rollups import (
     LLM,
@@ -67,11 +68,11 @@ async def write(connection: asyncpg.Connection, entries: Entries) -> None:
     """
     await copy_rows(connection, "event_facts", FACT_COLUMNS, entries.fact_rows)
     try:
-        await copy_rows(connection, "llm_calls", CALL_COLUMNS, entries.call_rows)
+        await copy_rows(connection, "llm_calls", CALL_COLUMNS, entries.calls.rows)
         await copy_rows(connection, "review_facts", REVIEW_COLUMNS, entries.review_rows)
     except asyncpg.UniqueViolationError as error:
         raise CountedBefore from error
-    for totals in (entries.usage, entries.users, entries.llm):
+    for totals in (entries.usage, entries.users, entries.calls.llm):
         await copy_deltas(connection, totals)
 
 

@@ -12,14 +12,17 @@ import aiosql
 import asyncpg
 
 from logging_service import wire
-from logging_service.entries import CALL_COLUMNS, FACT_COLUMNS, REVIEW_COLUMNS, Entries
+from logging_service.audit import COMMAND_LINE, REBUILT, Note
+from logging_service.entries import FACT_COLUMNS, REVIEW_COLUMNS, Entries
 from logging_service.errors import BackendUnavailable
+from logging_service.model_calls import CALL_COLUMNS
 from logging_service.postgres_ledger import (
     copy_roll_up,
     copy_rows,
     entries_of,
     lock_folding,
 )
+from logging_service.postgres_notes import note
 from logging_service.postgres_partitions import make_days
 from logging_service.postgres_sole import note_change, open_sole_connection
 from logging_service.pricing import Prices
@@ -114,6 +117,8 @@ class PostgresRollUps:
                 # First of all: a note of another, later on, would end a day of work as a conflict.
                 await note_change(self._connection)
                 rebuilt = await _Day(self._connection, self._prices, advance).remake(day)
+                done = {"day": day, **rebuilt._asdict()}
+                await note(self._connection, Note(REBUILT, COMMAND_LINE, done))
         except BaseException:
             # Of a connection that is gone the cause matters.
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
@@ -182,8 +187,8 @@ class _Day:
     async def _write(self, entries: Entries) -> None:
         await copy_rows(self._connection, "event_facts", FACT_COLUMNS, entries.fact_rows)
         await copy_rows(self._connection, "review_facts", REVIEW_COLUMNS, entries.review_rows)
-        if entries.call_rows:
-            await copy_rows(self._connection, "found_calls", CALL_COLUMNS, entries.call_rows)
+        if entries.calls.rows:
+            await copy_rows(self._connection, "found_calls", CALL_COLUMNS, entries.calls.rows)
             self._calls_added += len([row async for row in _sql.add_calls(self._connection)])
             await _sql.clear_calls(self._connection)
 

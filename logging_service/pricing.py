@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from enum import StrEnum
@@ -23,7 +23,7 @@ from genai_prices.types import (
 )
 
 from logging_service.price_file import OwnPrices
-from logging_service.usage import MAX_COST_NANOS, Counts, Usage
+from logging_service.usage import MAX_COST_NANOS, MAX_TOKENS, Counts, Usage
 
 LIST_SOURCE: Final = f"genai-prices {genai_prices.__version__}"
 LOCAL_PROVIDERS: Final = frozenset(
@@ -88,6 +88,20 @@ class Cost(NamedTuple):
     unpriced: Unpriced | None = None
 
 
+class FlatPrice(NamedTuple):
+    """Nano-dollars for a token of input and of output, from one time until before another.
+
+    It is for calls with at most so much input, of any kind.
+    """
+
+    since: datetime
+    until: datetime
+    most_input: int
+    input_nanos: int
+    output_nanos: int
+    source: str
+
+
 class Prices:
     """The prices of every model at every time: the operator's own before the list's."""
 
@@ -115,6 +129,25 @@ class Prices:
         if isinstance(listed, _Listed):
             return listed.cost_of(usage, at)
         return Cost(None, unpriced=listed)
+
+    def flat_price(self, provider: str | None, model: str, at: datetime) -> FlatPrice | None:
+        """Return what each plain token costs at the time `at` (UTC), whatever the call has more.
+
+        None where a token has no price, no whole one, or more than one.
+        """
+        own = self._own(provider, model)
+        starts = [valid_from for valid_from, _ in own]
+        since = max((start for start in starts if start <= at), default=_FIRST)
+        until = min((start for start in starts if start > at), default=_LAST)
+        for valid_from, band in own:
+            if valid_from <= at:
+                return _flat(since, until, (band,), self._own_source)
+        listed = _listed(provider, model)
+        found = listed.bands_around(at) if isinstance(listed, _Listed) else None
+        if found is None:
+            return None
+        listed_since, listed_until, bands = found
+        return _flat(max(since, listed_since), min(until, listed_until), bands, LIST_SOURCE)
 
     def _find_own(self, provider: str | None, model: str) -> tuple[tuple[datetime, "_Band"], ...]:
         return tuple(
@@ -152,6 +185,7 @@ class _Band(NamedTuple):
 
 
 _ALWAYS: Final = -1
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 # In this unit a price per million tokens is whole with up to 18 decimals, which some lists have.
 _UNITS_PER_NANO: Final = 10**15
 _TOKEN_UNITS: Final = 10**18
@@ -173,6 +207,20 @@ def _rates(dollars: Mapping[str, Decimal | None]) -> _Rates:
         output=units("output"),
         reasoning=units("reasoning", "output"),
     )
+
+
+def _flat(
+    since: datetime, until: datetime, bands: Sequence[_Band], source: str
+) -> FlatPrice | None:
+    band = bands[-1]
+    most_input = bands[-2].above if len(bands) > 1 else MAX_TOKENS
+    put_in, put_out = band.rates.uncached_input, band.rates.output
+    if band.call or put_in is None or put_out is None:
+        return None
+    if put_in % _UNITS_PER_NANO or put_out % _UNITS_PER_NANO:
+        return None
+    nanos = put_in // _UNITS_PER_NANO, put_out // _UNITS_PER_NANO
+    return FlatPrice(since, until, most_input, *nanos, source)
 
 
 def _cost(counts: Counts, band: _Band, source: str) -> Cost:
@@ -275,18 +323,38 @@ class _Listed:
         """Return what a call of this model cost at the time `at`, in UTC."""
         if usage.has_media and self._prices_media:
             return Cost(None, unpriced=Unpriced.MEDIA)
-        day = bisect_right(self._days, at.date()) if self._days else 0
-        moment = bisect_right(self._times, at.time()) if self._times else 0
-        key = day, moment, usage.service if self._has_services else None
-        bands = self._bands.get(key)
-        if bands is None:
-            context = _CONTEXTS[key[2]] if key[2] else None
-            bands = self._bands[key] = _bands(self._model.get_prices(at, context))
+        bands = self._bands_at(at, usage.service)
         band = bands[0]
         if len(bands) > 1:
             whole = usage.input_tokens
             band = next(band for band in bands if whole > band.above)
         return _cost(usage.counts, band, LIST_SOURCE)
+
+    def bands_around(self, at: datetime) -> tuple[datetime, datetime, tuple[_Band, ...]] | None:
+        """Return the bands at the time `at`, in UTC, and from when until when.
+
+        None where they change within a day.
+        """
+        if self._times:
+            return None
+        day = bisect_right(self._days, at.date())
+        since = _midnight(self._days[day - 1]) if day else _FIRST
+        until = _midnight(self._days[day]) if day < len(self._days) else _LAST
+        return since, until, self._bands_at(at, None)
+
+    def _bands_at(self, at: datetime, service: str | None) -> tuple[_Band, ...]:
+        day = bisect_right(self._days, at.date()) if self._days else 0
+        moment = bisect_right(self._times, at.time()) if self._times else 0
+        key = day, moment, service if self._has_services else None
+        bands = self._bands.get(key)
+        if bands is None:
+            context = _CONTEXTS[key[2]] if key[2] else None
+            bands = self._bands[key] = _bands(self._model.get_prices(at, context))
+        return bands
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 def _utc(moment: time) -> time:

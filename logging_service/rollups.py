@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import starmap
-from operator import add
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final
 
 from logging_service import wire
@@ -45,7 +45,7 @@ CALL_COUNTS: Final = (
 )
 CALL_NANOS: Final = ("cost_nanos", "reported_nanos", "best_nanos")
 CALL_SUMS: Final = (*CALL_COUNTS, *CALL_NANOS)
-_TIMES: Final = ("timed", "failed", "total_us", "max_us", "durations")
+_TIMES: Final = "timed failed total_us max_us"
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,31 @@ class RollUp:
     table: str
     deltas: str
     keys: tuple[str, ...]
-    columns: tuple[str, ...]
+    calls: tuple[str, ...]
+    numbers: tuple[str, ...]
+    summaries: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that its rows add up, in the order of `Totals.rows`."""
+        return self.calls + self.numbers + self.summaries
 
 
-def _roll_up(subject: str, keys: str, *columns: str) -> RollUp:
-    return RollUp(f"{subject}_rollup", f"{subject}_deltas", tuple(keys.split()), columns)
+def _roll_up(
+    subject: str, keys: str, calls: tuple[str, ...], numbers: str, summaries: str
+) -> RollUp:
+    tables = f"{subject}_rollup", f"{subject}_deltas"
+    words = tuple(tuple(names.split()) for names in (keys, numbers, summaries))
+    return RollUp(*tables, words[0], calls, words[1], words[2])
 
 
 USAGE: Final = _roll_up(
-    "usage", "source event_type", "events", "errors", *_TIMES, "sessions", "users"
+    "usage", "source event_type", (), f"events errors {_TIMES}", "durations sessions users"
 )
 USER: Final = _roll_up(
-    "user", "source user_id", "events", "errors", *CALL_SUMS, *_TIMES, "sessions"
+    "user", "source user_id", CALL_SUMS, f"events errors {_TIMES}", "durations sessions"
 )
-LLM: Final = _roll_up("llm", "source provider model", *CALL_SUMS, *_TIMES)
+LLM: Final = _roll_up("llm", "source provider model", CALL_SUMS, _TIMES, "durations")
 ROLL_UPS: Final = (USAGE, USER, LLM)
 
 Key = tuple[Any, ...]
@@ -115,8 +126,19 @@ class Sums:
 
     def add_calls(self, calls: Iterable[Iterable[int]]) -> None:
         """Add model calls, each with its values in the order of `CALL_SUMS`."""
-        for call in calls:
-            self.calls = list(map(add, self.calls, call))
+        self.calls = list(map(sum, zip(self.calls, *calls, strict=True)))
+
+    def add_outcomes(self, durations: Sequence[int | None], failed: Sequence[bool]) -> None:
+        """Add what events took, in microseconds, where they told it, and whether they failed."""
+        if None not in durations:
+            self.add_times(durations, sum(failed))  # type: ignore[arg-type]
+            return
+        timed = [
+            (duration, is_failed)
+            for duration, is_failed in zip(durations, failed, strict=True)
+            if duration is not None
+        ]
+        self.add_times([pair[0] for pair in timed], sum(pair[1] for pair in timed))
 
     def add_times(self, durations: Sequence[int], failed: int) -> None:
         """Add durations in microseconds, of which so many belong to what failed."""
@@ -135,23 +157,22 @@ class Sums:
         """
         sums = cls()
         for column in columns:
-            if column not in _CALL_PLACES:
+            if column not in CALL_SUMS:
                 setattr(sums, column, _FROM_ROW.get(column, int)(row[column]))
         if "queries" in row:
             sums.calls = [int(row[column]) for column in CALL_SUMS]
         return sums
 
-    def fields(self, columns: Iterable[str]) -> list[str]:
+    def fields(self, roll_up: RollUp) -> list[str]:
         r"""Return the columns as fields of `COPY` in its text format, without tabs or newlines."""
-        return [self._field(column) for column in columns]
+        numbers = map(str, _numbers_of(roll_up.numbers)(self))
+        texts = [_TO_TEXT[column](getattr(self, column)) for column in roll_up.summaries]
+        return [*map(str, self.calls if roll_up.calls else ()), *numbers, *texts]
 
-    def _field(self, column: str) -> str:
-        place = _CALL_PLACES.get(column)
-        if place is not None:
-            return str(self.calls[place])
-        value = getattr(self, column)
-        to_text = _TO_TEXT.get(column)
-        return str(value) if to_text is None else to_text(value)
+
+@lru_cache
+def _numbers_of(columns: tuple[str, ...]) -> Callable[[Sums], tuple[int, ...]]:
+    return attrgetter(*columns)
 
 
 # Sets of so many are cut to what counts: a day may have millions.
@@ -163,7 +184,6 @@ def _bounded(hashes: set[int]) -> set[int]:
 
 
 _NO_CALLS: Final[Sequence[int]] = (0,) * len(CALL_SUMS)
-_CALL_PLACES: Final = {column: place for place, column in enumerate(CALL_SUMS)}
 
 
 def _hashes(packed: bytes | list[bytes]) -> set[int]:
@@ -222,13 +242,10 @@ class Totals:
     def rows(self, span: int | None = None) -> bytes:
         """Return all as the text that `COPY` takes, in the columns that `columns_of` names."""
         first = [] if span is None else [str(span)]
-        columns = self.roll_up.columns
-        lines = starmap(
-            lambda key, sums: "\t".join(
-                [*first, _time(key[0]), *map(_text, key[1:]), *sums.fields(columns)]
-            ),
-            self.by_key.items(),
-        )
+        lines = [
+            "\t".join([*first, _time(key[0]), *map(_text, key[1:]), *sums.fields(self.roll_up)])
+            for key, sums in self.by_key.items()
+        ]
         return "".join(f"{line}\n" for line in lines).encode()
 
     def by_span(self, minutes: int) -> "Totals":
@@ -251,6 +268,7 @@ def columns_of(roll_up: RollUp) -> tuple[str, ...]:
     return ("bucket", *roll_up.keys, *roll_up.columns)
 
 
+@lru_cache(maxsize=256)
 def _time(micros: int) -> str:
     return wire.from_micros(micros).isoformat(" ")
 

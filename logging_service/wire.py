@@ -132,31 +132,46 @@ def key(event_id: UUID, timestamp: datetime) -> bytes:
     return event_id.bytes + column(_TIMESTAMP.pack(to_micros(timestamp)))
 
 
-# An event's id; its time in microseconds since 2000; session, event type and source as columns of
-# `COPY`; where among these the event type begins; the payload. Plain, since each is made per event.
-Narrow = tuple[bytes, int, bytes, int, bytes]
+# Its time in microseconds since 2000; the session's text; event type and source as columns of
+# `COPY`; the session before them, likewise; the payload. Plain, since each is made per event.
+Narrow = tuple[int, bytes | None, bytes, bytes, bytes]
+_NARROW = struct.Struct(f">{_EVENT_ID.stop + 4}xq12xi")
 _NO_IDS = NULL * 3
 
 
 def narrow(element: bytes) -> Narrow:
     """Return the parts of an element that say what it was; it has passed `check`."""
-    length_at = _LENGTH.unpack_from
-    (session,) = length_at(element, _TEXTS)
-    type_at = _TEXTS + 4 + session if session > 0 else _TEXTS + 4
-    source_at = type_at + 4 + length_at(element, type_at)[0]
-    end = place = source_at + 4 + length_at(element, source_at)[0]
-    if element[place : place + 12] == _NO_IDS:
-        place += 12
-    else:
-        for _ in range(3):
-            place += 4 + max(length_at(element, place)[0], 0)
+    moment, length = _NARROW.unpack_from(element)
+    session_at = _TEXTS + 4
+    type_at = session_at + length if length > 0 else session_at
+    # The bytes of no length and of no text.
+    end = element.find(_NO_IDS, type_at)
+    payload_at = end + 16
+    if end < 0:
+        end, payload_at = _ends(element, type_at)
     return (
-        element[_EVENT_ID],
-        _TIMESTAMP.unpack_from(element, _EVENT_ID.stop + 4)[0],
+        moment,
+        element[session_at:type_at] if length >= 0 else None,
+        element[type_at:end],
         element[_TEXTS:end],
-        type_at - _TEXTS,
-        element[place + 4 :],
+        element[payload_at:],
     )
+
+
+def _ends(element: bytes, type_at: int) -> tuple[int, int]:
+    """Return where the source ends, and where the payload begins."""
+    ends = []
+    place = type_at
+    for _ in range(5):
+        place += 4 + max(_LENGTH.unpack_from(element, place)[0], 0)
+        ends.append(place)
+    return ends[1], place + 4
+
+
+moment_column = itemgetter(slice(_EVENT_ID.stop, _EVENT_ID.stop + 12))
+"""The time of an element as a column of `COPY`."""
+key_columns = itemgetter(slice(_EVENT_ID.start - 4, _EVENT_ID.stop + 12))
+"""The id and the time of an element, likewise."""
 
 
 # Where `received_at` stands in a row: behind the head's other fields and its own length.

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from oracle import KEYS, Rate, assert_days_are_sums, assert_ledger, prices_of
 from truth_table import CALLS
 
+from logging_service import wire
 from logging_service.entries import Entries
 from logging_service.facts import Facts, facts_of, findings_in
 from logging_service.ports import Sorted
@@ -187,6 +188,7 @@ hostile = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | texts, inner, max_size=5),
     max_leaves=12,
 )
+texts_of_columns = st.text(max_size=300)
 payloads = st.builds(
     lambda value: json.dumps(value).encode(), st.dictionaries(names, hostile) | hostile
 )
@@ -198,7 +200,7 @@ def test_payloads_say_together_what_each_says_alone(several: list[bytes]) -> Non
 
 
 def of_totals(totals: Totals) -> dict[Any, list[str]]:
-    return {key: sums.fields(totals.roll_up.columns) for key, sums in totals.by_key.items()}
+    return {key: sums.fields(totals.roll_up) for key, sums in totals.by_key.items()}
 
 
 @given(st.lists(st.tuples(st.sampled_from(KINDS), payloads | st.binary()), max_size=8))
@@ -214,24 +216,46 @@ def test_no_payload_makes_it_raise_and_each_event_counts_once(
     for element in elements:
         bit_by_bit.add([element])
     for one, other in zip(
-        (entries.usage, entries.users, entries.llm),
-        (bit_by_bit.usage, bit_by_bit.users, bit_by_bit.llm),
+        (entries.usage, entries.users, entries.calls.llm),
+        (bit_by_bit.usage, bit_by_bit.users, bit_by_bit.calls.llm),
         strict=True,
     ):
         assert of_totals(one) == of_totals(other)
     calls = [kind for kind, _ in several].count("llm_query_sent")
     assert entries.fact_rows == bit_by_bit.fact_rows
-    assert [len(rows) for rows in (entries.fact_rows, entries.call_rows)] == [len(several), calls]
+    assert [len(rows) for rows in (entries.fact_rows, entries.calls.rows)] == [len(several), calls]
     assert sum(sums.events for key, sums in entries.usage.by_key.items() if key[2]) == len(several)
-    assert sum(query.ok + query.failed for query in entries.queries.values()) == calls
+    assert sum(query.ok + query.failed for query in entries.calls.queries.values()) == calls
+
+
+@given(
+    st.none() | texts_of_columns,
+    st.lists(st.none() | texts_of_columns, min_size=3, max_size=3),
+    texts_of_columns,
+    st.binary(max_size=40),
+)
+def test_what_is_counted_of_an_event_is_found_whatever_stands_beside_it(
+    session: str | None, others: list[str | None], source: str, payload: bytes
+) -> None:
+    kind = wire.column(b"custom.type") + wire.column(source.encode())
+    first = wire.NULL if session is None else wire.column(session.encode())
+    beside = [wire.NULL if text is None else wire.column(text.encode()) for text in others]
+    # No byte of UTF-8 is 255.
+    payload = payload.replace(b"\xff", b"")
+    element = wire.encode(7, 1234, 5678, b"".join((first, kind, *beside)), payload)
+    told = None if session is None else session.encode()
+    assert wire.narrow(element) == (1234, told, kind, first + kind, payload)
+    key = wire.column((7).to_bytes(16, "big")) + wire.moment_column(element)
+    assert wire.key_columns(element) == key
+    assert wire.moment_column(element) == wire.column((1234).to_bytes(8, "big"))
 
 
 def test_names_of_nothing_but_nul_are_none() -> None:
     entries = Entries(Prices())
     entries.add([unchecked(b'{"model":"\\u0000","input_tokens":5}', "llm_query_sent")])
     entries.add([unchecked(b'{"input_tokens":5}', "llm_query_sent")])
-    assert entries.call_rows[0][-60:] == entries.call_rows[1][-60:]
-    assert {key[1:] for key in entries.llm.by_key} == {("tests", "", "")}
+    assert entries.calls.rows[0][-60:] == entries.calls.rows[1][-60:]
+    assert {key[1:] for key in entries.calls.llm.by_key} == {("tests", "", "")}
 
 
 def test_sums_of_a_batch_are_those_of_its_events() -> None:
@@ -255,8 +279,8 @@ def test_sums_of_a_batch_are_those_of_its_events() -> None:
     ada = entries.users.by_key[start, "tests", "ada"]
     assert (ada.events, ada.timed, ada.max_us) == (2, 2, 30_000)
     assert dict(zip(CALL_SUMS, ada.calls, strict=True))["uncached_input"] == 10
-    assert entries.llm.by_key.keys() == {(start, "tests", "", "")}
-    days = entries.llm.by_span(1440)
+    assert entries.calls.llm.by_key.keys() == {(start, "tests", "", "")}
+    days = entries.calls.llm.by_span(1440)
     assert len(days.by_key) == 1
     assert days.rows(QUARTER_SPAN).startswith(b"15\t2026-03-01 00:00:00+00:00\ttests\t\t\t3\t3\t15")
 

@@ -68,14 +68,14 @@ def an_event_of(choose: random.Random, days: int) -> bytes:
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[PostgresStore]:
-    async with open_postgres_store(database_url, connections=2) as opened:
+async def store(services_url: str) -> AsyncIterator[PostgresStore]:
+    async with open_postgres_store(services_url, connections=2) as opened:
         yield opened
 
 
 @pytest.fixture
-async def roll_ups(database_url: str) -> AsyncIterator[PostgresRollUps]:
-    async with open_postgres_roll_ups(database_url, Prices()) as opened:
+async def roll_ups(services_url: str) -> AsyncIterator[PostgresRollUps]:
+    async with open_postgres_roll_ups(services_url, Prices()) as opened:
         yield opened
 
 
