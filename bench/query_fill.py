@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ import asyncpg
 from bench.query_events import Batch, Plan, batch_of
 from bench.stored import Miscounted
 from logging_service.ports import Delivery, Sorted
+from logging_service.postgres_sessions import sum_sessions
 from logging_service.postgres_store import PostgresStore, open_postgres_store
 from logging_service.pricing import Prices
 from logging_service.schema import migrate
@@ -77,6 +79,8 @@ async def _settle(url: str) -> int:
     """Do what the server does by itself in a quiet hour, and return the database's bytes."""
     connection = await asyncpg.connect(url, ssl=False)
     try:
+        while await sum_sessions(connection, datetime.now(UTC)):
+            pass
         await connection.execute("VACUUM (ANALYZE)")
         size: int = await connection.fetchval("SELECT pg_database_size(current_database())")
     finally:

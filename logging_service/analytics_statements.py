@@ -174,7 +174,9 @@ class Statement:
         """Return the statement for the names and ranks of groups behind `after`, in their order."""
         ranks = _RANKS[self._question.subject]
         columns = _columns(self._question, self._dimensions)
-        if not self.adds_up_when_ranking:
+        if self.adds_up_when_ranking:
+            columns = tuple(column for column in columns if column not in self._sketched())
+        else:
             columns = tuple(column for column in columns if column.name in ranks)
             columns += _ENDS if self.tells_times else ()
         return SQL["ranked"].format(
@@ -193,6 +195,23 @@ class Statement:
             conditions=f"{self._times(self._points[0], self._points[-1])} AND {self._of_source()}",
             **self._order(["count(*)"], after, limit),
         )
+
+    def sketches(self) -> str | None:
+        """Return the statement for the hashes that `ranked` does not tell, as they are in rows.
+
+        Where each group has many, putting them together costs more than all else; None: no hashes.
+        """
+        columns = self._sketched()
+        if not columns:
+            return None
+        names = [column.name for column in columns]
+        return SQL["sketches"].format(
+            columns=", ".join([*self._names, *names]), rows=self._rows(columns), some=names[0]
+        )
+
+    def _sketched(self) -> list[_Column]:
+        columns = _columns(self._question, self._dimensions)
+        return [column for column in columns if column.fact == "NULL::bytea"]
 
     def added_up(self) -> str:
         """Return the statement for the sums of each part and group."""
@@ -226,9 +245,9 @@ class Statement:
         """Return the statement for rows of all origins, in the same columns."""
         origin = self._origin
         if origin.roll_up is None:
-            if self._known_times:
-                return self._facts_at(columns, self._known_times)
-            return self._facts(columns, [(self._points[0], self._points[-1])])
+            known = self._known_times or [(self._points[0], self._points[-1])]
+            facts = self._facts if len(known) <= _FEW_STRETCHES else self._facts_at
+            return facts(columns, known)
         pieces = pieces_of(self._points)
         values = {column.name: column.rolled_up for column in columns}
         if self._question.subject == "llm" and not self._dimensions:
@@ -344,3 +363,69 @@ class Statement:
         for name in key.names:
             parts += [f"{self._bind(name is None)}::boolean", f"{self._bind(name or '')}::text"]
         return f"({', '.join(parts)})"
+
+
+class SessionStatement(Statement):
+    """Composes the statements for sessions, of sums of some `hours` and single facts at `times`.
+
+    Both together are the period, and apart from each other.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        period: Period,
+        times: Sequence[Period],
+        hours: Sequence[datetime],
+        wanted: Sequence[Names] | None = None,
+    ) -> None:
+        nothing = period[0], period[0]
+        super().__init__(question, period, ("session_id",), wanted, times or [nothing])
+        self._hours = hours
+
+    def ranked(self, after: GroupKey | None, limit: int) -> str:
+        """Return the statement for the names and ranks of sessions behind `after`, in order."""
+        ranks = _RANKS[self._question.subject]
+        columns = [column for column in self._sums() if column.name in ranks]
+        summed = {column.name: self._summed(column) for column in columns}
+        places = [f"(- {summed[rank]})" for rank in ranks]
+        return SQL["ranked_sessions"].format(
+            sums=", ".join(map(_added, columns)),
+            rows=self._rows(columns),
+            values=", ".join(f"{summed[column.name]} AS {column.name}" for column in columns),
+            conditions=self._of_source(),
+            hours=f"{self._bind(self._hours)}::timestamptz[]",
+            some=ranks[-1],
+            behind="TRUE" if after is None else self._behind(places, after),
+            order_alone=", ".join(places),
+            number=f"sum({ranks[-1]})",
+            **self._order([f"sum({rank})" for rank in ranks], after, limit),
+        )
+
+    def _behind(self, places: Sequence[str], after: GroupKey) -> str:
+        """Return the condition for a session, which has a name, in the order of an index."""
+        ranks = [f"{self._bind(Decimal(-rank))}::numeric" for rank in after.rank]
+        (name,) = after.names
+        if name is None:
+            return f"({', '.join(places)}) > ({', '.join(ranks)})"
+        names = f"{self._bind(name)}::text"
+        return f"({', '.join(places)}, session_id) > ({', '.join(ranks)}, {names})"
+
+    def summed_up(self, page: Sequence[Names]) -> str:
+        """Return the statement for what is summed up of the sessions of a page, in several rows."""
+        names = [name for (name,) in page if name is not None]
+        return SQL["summed_sessions"].format(
+            values=", ".join(f"{self._summed(one)} AS {one.name}" for one in self._sums()),
+            names=f"{self._bind(names)}::text[]",
+            with_none=self._bind(len(names) < len(page)),
+            hours=f"{self._bind(self._hours)}::timestamptz[]",
+            conditions=self._of_source(),
+        )
+
+    def _sums(self) -> list[_Column]:
+        """Return the columns without those that only a roll-up has."""
+        columns = _columns(self._question, self._dimensions)
+        return [column for column in columns if not column.fact.startswith("NULL::")]
+
+    def _summed(self, column: _Column) -> str:
+        return COSTS[self._question.cost] if column.name == "cost" else column.name

@@ -21,15 +21,15 @@ from logging_service.periods import Period
 from logging_service.rollups import CALL_COUNTS
 from logging_service.sketches import (
     Bins,
+    Unique,
     add_bins,
     bin_of,
-    count,
     hash_of,
     percentiles,
     smallest,
-    unite,
     unpack,
 )
+from logging_service.uniques import Runs, count_together
 
 _DAY: Final = timedelta(days=1)
 _decode_list = msgspec.json.Decoder(list[Bins]).decode
@@ -52,8 +52,8 @@ class Counted:
         self.sums: Counter[str] = Counter()
         self.max_us = 0
         self.durations: Bins = {}
-        self.sessions: Sequence[int] = ()
-        self.users: Sequence[int] = ()
+        self.sessions: Runs = []
+        self.users: Runs = []
 
     @classmethod
     def of(cls, row: Mapping[str, Any], names: Mapping[str, str | None]) -> "Counted":
@@ -68,6 +68,12 @@ class Counted:
         add_bins(counted.durations, Counter(map(bin_of, row.get("duration_us") or ())))
         return counted
 
+    def add_hashes(self, row: Mapping[str, Any]) -> None:
+        """Add the hashes of a single row, of sessions and users if it has them."""
+        for runs, name in ((self.sessions, "sessions"), (self.users, "users")):
+            if row.get(name) is not None:
+                runs.append(unpack(row[name]))
+
     @classmethod
     def together(cls, several: Sequence["Counted"]) -> "Counted":
         """Return what several, at least one, add up to."""
@@ -75,27 +81,35 @@ class Counted:
         for one in several:
             counted.sums.update(one.sums)
             add_bins(counted.durations, one.durations)
+            counted.sessions += one.sessions
+            counted.users += one.users
         counted.max_us = max(one.max_us for one in several)
-        counted.sessions = unite(one.sessions for one in several)
-        counted.users = unite(one.users for one in several)
         return counted
 
-    def metrics(self, subject: Subject, period: Period) -> Metrics:
-        """Return the metrics of what was counted in a period; reviews have theirs in their row."""
+    def metrics(self, subject: Subject, period: Period, within: Metrics | None = None) -> Metrics:
+        """Return the metrics of what was counted in a period; reviews have theirs in their row.
+
+        They are found faster when the metrics of what all of it lies `within` are known.
+        """
         if subject == "usage":
-            return _usage(self, period)
+            return _usage(self, period, within if isinstance(within, UsageMetrics) else None)
         return _llm(self) if subject == "llm" else _performance(self)
 
 
-def _different(row: Mapping[str, Any], subject: str, name: str | None) -> Sequence[int]:
+def _different(row: Mapping[str, Any], subject: str, name: str | None) -> Runs:
     texts = row.get(f"{subject}_ids") or [] if name is None else [name]
     single = smallest({hash_of(text.encode()) for text in texts})
-    return unite([*map(unpack, row.get(f"{subject}s") or ()), single])
+    return [*map(unpack, row.get(f"{subject}s") or ()), single]
 
 
-def _usage(counted: Counted, period: Period) -> UsageMetrics:
+def _usage(counted: Counted, period: Period, within: UsageMetrics | None) -> UsageMetrics:
     events = counted.sums["events"]
-    sessions, users = count(counted.sessions), count(counted.users)
+    all_sessions = all_users = None
+    if within is not None:
+        all_sessions = Unique(within.unique_sessions, within.unique_sessions_is_estimate)
+        all_users = Unique(within.unique_users, within.unique_users_is_estimate)
+    sessions = count_together(counted.sessions, all_sessions)
+    users = count_together(counted.users, all_users)
     # Each was in an event: an estimate may be beyond that.
     return UsageMetrics(
         total_events=events,

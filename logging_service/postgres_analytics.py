@@ -2,20 +2,21 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final
 
 import asyncpg
 
 from logging_service.analytics import Answer, Group, GroupKey, Metrics, Part, Question
-from logging_service.analytics_statements import SQL, Names, Statement
+from logging_service.analytics_statements import SQL, Names, SessionStatement, Statement
 from logging_service.counted import Counted, reviews_of
 from logging_service.errors import QueryRejected
 from logging_service.periods import Period, aligned, covering, end_of_quarters, quarter_of
 from logging_service.postgres import open_pool, weather
+from logging_service.postgres_sessions import HOURS
 
 ANSWER_SECONDS: Final = 10.0
 _ACQUIRE_SECONDS: Final = 5.0
@@ -26,6 +27,8 @@ _PARTS_AT_ONCE: Final = 100
 _ROWS_AT_ONCE: Final = 10
 
 _MICROSECOND: Final = timedelta(microseconds=1)
+_HOUR: Final = timedelta(hours=1)
+_ZERO: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 _Place = tuple[int, Names]
 """The number of a part, from 0 on, and the names of a group."""
@@ -57,7 +60,7 @@ class PostgresAnalytics:
                 self._answers.release()
 
     async def _answer(self, question: Question) -> Answer:
-        kind = _AskedReviews if question.subject == "reviews" else _Asked
+        kind = _kind_of(question)
         async with self._pool.acquire(timeout=_ACQUIRE_SECONDS) as connection:
             try:
                 async with (
@@ -92,9 +95,10 @@ class _Asked:
         """Return the answer."""
         points = await self._counted_points()
         period = points[0], points[-1]
-        page, groups, after = await self._page(period)
-        if self._question.series_of_groups:
-            metrics, _ = await self._everything(period)
+        by_groups = self._question.series_of_groups
+        metrics, each = await self._everything(period if by_groups else points)
+        page, groups, after = await self._page(period, metrics)
+        if by_groups:
             parts = await self._groups(points, page)
             series = [
                 Part(*part, names, parts[number, names])
@@ -102,7 +106,6 @@ class _Asked:
                 for names in page
             ]
         else:
-            metrics, each = await self._everything(points)
             series = [
                 Part(*part, None, one) for part, one in zip(pairwise(points), each, strict=True)
             ]
@@ -122,23 +125,28 @@ class _Asked:
 
     async def _lacks_events(self, moment: datetime) -> bool:
         start, end = quarter_of(moment), end_of_quarters(moment)
-        return start < end and await self._connection.fetchval(SQL["lacks_events"], start, end)
+        if start == end:
+            return False
+        quarter = (start, end, self._question.source)
+        lacking: bool = await self._connection.fetchval(SQL["lacks_events"], *quarter)
+        return lacking
 
-    async def _page(self, period: Period) -> tuple[list[Names], _InParts, GroupKey | None]:
+    async def _page(
+        self, period: Period, within: Metrics
+    ) -> tuple[list[Names], _InParts, GroupKey | None]:
         """Return the groups of the page in order, and behind which one the next page begins."""
         if not self._dimensions:
             return [], {}, None
         limit = self._question.limit
         statement = Statement(self._question, period, self._dimensions)
         rows = await self._fetch(statement, self._ranked(statement, limit + 1))
-        page = [_columns(row, "name_") for row in rows[:limit]]
-        after = None
-        if len(rows) > limit:
-            after = GroupKey(tuple(map(int, _columns(rows[limit - 1], "rank_"))), page[-1])
+        page, after = self._names_of(rows)
         if statement.adds_up_when_ranking:
             found = await self._counted(rows[:limit])
+            await self._add_hashes(found, Statement(self._question, period, self._dimensions, page))
             groups = {
-                place: one.metrics(self._question.subject, period) for place, one in found.items()
+                place: one.metrics(self._question.subject, period, within)
+                for place, one in found.items()
             }
         else:
             self._times = _times_of(rows[:limit], period) if statement.tells_times else []
@@ -147,6 +155,14 @@ class _Asked:
 
     def _ranked(self, statement: Statement, limit: int) -> str:
         return statement.ranked(self._question.after, limit)
+
+    def _names_of(self, rows: Sequence[asyncpg.Record]) -> tuple[list[Names], GroupKey | None]:
+        """Return the groups of the page, of which one more was read, and where the next begins."""
+        limit = self._question.limit
+        page = [_columns(row, "name_") for row in rows[:limit]]
+        if len(rows) <= limit:
+            return page, None
+        return page, GroupKey(tuple(map(int, _columns(rows[limit - 1], "rank_"))), page[-1])
 
     async def _everything(self, points: Sequence[datetime]) -> tuple[Metrics, list[Metrics]]:
         """Return the metrics of everything together, and those of each part."""
@@ -187,9 +203,56 @@ class _Asked:
             found[row.get("part", 1) - 1, names] = Counted.of(row, dimensions)
         return found
 
+    async def _add_hashes(self, found: Mapping[_Place, Counted], statement: Statement) -> None:
+        text = statement.sketches() if found else None
+        for row in await self._fetch(statement, text) if text else ():
+            found[0, _columns(row, "name_")].add_hashes(row)
+
     async def _fetch(self, statement: Statement, text: str) -> list[asyncpg.Record]:
         rows: list[asyncpg.Record] = await self._connection.fetch(text, *statement.values)
         return rows
+
+
+class _AskedSessions(_Asked):
+    """One question by session: what these did in hours that are over is summed up, mostly."""
+
+    async def _page(
+        self, period: Period, within: Metrics
+    ) -> tuple[list[Names], _InParts, GroupKey | None]:
+        times, hours = await self._pieces(period)
+        statement = SessionStatement(self._question, period, times, hours)
+        ranked = self._ranked(statement, self._question.limit + 1)
+        page, after = self._names_of(await self._fetch(statement, ranked))
+        if not page:
+            return page, {}, after
+        statement = SessionStatement(self._question, period, times, hours, page)
+        counted = await self._added_up(statement)
+        found = defaultdict(list, {names: [one] for (_, names), one in counted.items()})
+        statement = SessionStatement(self._question, period, times, hours)
+        for row in await self._fetch(statement, statement.summed_up(page)):
+            found[row["name_0"],].append(Counted.of(row, {"session_id": row["name_0"]}))
+        groups = {
+            (0, names): Counted.together(found[names]).metrics(
+                self._question.subject, period, within
+            )
+            for names in page
+        }
+        return page, groups, after
+
+    async def _pieces(self, period: Period) -> tuple[list[Period], list[datetime]]:
+        """Return the times whose events are to be read, and the hours that are summed up."""
+        since, until = period
+        first, last = since + (_ZERO - since) % _HOUR, until - (until - _ZERO) % _HOUR
+        summed = await self._connection.fetchrow(SQL["summed_hours"], first, last)
+        if summed["first"] is None:
+            return [period], []
+        first, last = summed["first"], summed["last"] + _HOUR
+        rows = await self._connection.fetch(HOURS, first, last)
+        others = [(row["hour"], row["hour"] + _HOUR) for row in rows if not row["is_right"]]
+        times = covering([(since, first), (last, until), *others])
+        return [one for one in times if one[0] < one[1]], [
+            row["hour"] for row in rows if row["is_right"]
+        ]
 
 
 class _AskedReviews(_Asked):
@@ -219,6 +282,14 @@ class _AskedReviews(_Asked):
             for number, part in enumerate(pairwise(points))
             for names in page
         }
+
+
+def _kind_of(question: Question) -> type[_Asked]:
+    if question.subject == "reviews":
+        return _AskedReviews
+    if question.group_by == ("session_id",) and not question.series_of_groups:
+        return _AskedSessions
+    return _Asked
 
 
 def _times_of(rows: Sequence[asyncpg.Record], period: Period) -> list[Period]:

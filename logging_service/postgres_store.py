@@ -28,6 +28,8 @@ from logging_service.postgres_ledger import (
     write,
 )
 from logging_service.postgres_partitions import make_days
+from logging_service.postgres_roles import role_warnings
+from logging_service.postgres_sessions import sum_sessions
 from logging_service.pricing import Prices
 
 _SQL = Path(__file__).parent / "sql"
@@ -203,7 +205,7 @@ class PostgresStore:
         entries = await self._entries(stored, known)
         await write(connection, entries)
         await _record(connection, batch, outcome := dead.outcome(len(stored)), dead.letters)
-        outcome.queries = entries.queries
+        outcome.queries = entries.calls.queries
         return outcome
 
     async def _entries(self, stored: Sequence[bytes], known: set[bytes]) -> Entries:
@@ -220,6 +222,7 @@ class PostgresStore:
         """Move what the last batches added into the roll-ups; raises like `append`."""
         async with self._connection() as connection:
             await fold(connection)
+            await sum_sessions(connection, datetime.now(UTC))
 
     async def prepare(self) -> None:
         """Make the partitions of the week ahead, let go of old deliveries, epochs and letters.
@@ -250,6 +253,11 @@ class PostgresStore:
         if is_read_only:
             await self._pool.expire_connections()
             raise BackendUnavailable("store: the database is read-only")
+
+    async def warnings(self) -> list[str]:
+        """Return what is to be said of the role that stores; raises like `append`."""
+        async with self._connection() as connection:
+            return await role_warnings(connection)
 
 
 class _Dead:

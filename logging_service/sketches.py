@@ -158,4 +158,9 @@ def count(hashes: Sequence[int]) -> Unique:
     """Return how many different texts have what `smallest` or `unite` returned of their hashes."""
     if len(hashes) <= EXACT_UNIQUES:
         return Unique(len(hashes), is_estimate=False)
-    return Unique(round(EXACT_UNIQUES * (_HASHES / hashes[-1])), is_estimate=True)
+    return estimate(hashes[-1])
+
+
+def estimate(largest: int) -> Unique:
+    """Return about how many there are when the smallest that are kept end with `largest`."""
+    return Unique(round(EXACT_UNIQUES * (_HASHES / largest)), is_estimate=True)

@@ -47,14 +47,14 @@ GROUPINGS: dict[Subject, tuple[tuple[str, ...], ...]] = {
 
 
 @pytest.fixture
-async def reader(database_url: str) -> AsyncIterator[PostgresAnalytics]:
-    async with open_postgres_analytics(database_url, connections=2) as opened:
+async def reader(services_url: str) -> AsyncIterator[PostgresAnalytics]:
+    async with open_postgres_analytics(services_url, connections=2) as opened:
         yield opened
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[PostgresStore]:
-    async with open_postgres_store(database_url, connections=2) as opened:
+async def store(services_url: str) -> AsyncIterator[PostgresStore]:
+    async with open_postgres_store(services_url, connections=2) as opened:
         yield opened
 
 

@@ -21,8 +21,8 @@ TABLES = ("log_events", "dead_letters", "deliveries")
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[PostgresStore]:
-    async with open_postgres_store(database_url, connections=4) as opened:
+async def store(services_url: str) -> AsyncIterator[PostgresStore]:
+    async with open_postgres_store(services_url, connections=4) as opened:
         yield opened
 
 

@@ -61,6 +61,54 @@ HAVING {number} > 0 AND {beyond}
  ORDER BY {order}
  LIMIT {limit}
 
+-- name: ranked_sessions
+-- The same of sessions: single facts at some times, and sums of the other hours. A session that is
+-- alone in its hour, and not among these facts, is as large there as in all of the period: of each
+-- day no more of them are looked at than are wanted.
+WITH counted AS MATERIALIZED (
+    SELECT name_0, {sums} FROM ({rows}) AS rows GROUP BY name_0
+), rows AS (
+    SELECT * FROM counted
+    UNION ALL
+    SELECT session_id, {values}
+      FROM session_sums
+     WHERE hour = ANY ({hours}) AND NOT is_alone AND {conditions}
+    UNION ALL
+    SELECT session_id, {values}
+      FROM (SELECT name_0 FROM counted) AS counted
+     CROSS JOIN LATERAL (SELECT * FROM session_sums WHERE session_id = name_0 OFFSET 0) AS summed
+     WHERE hour = ANY ({hours}) AND is_alone AND {conditions}
+    UNION ALL
+    SELECT alone.*
+      FROM (SELECT DISTINCT (each_hour AT TIME ZONE 'UTC')::date AS summed_day
+              FROM unnest({hours}) AS each_hour) AS days
+     CROSS JOIN LATERAL (
+           SELECT session_id, {values}
+             FROM session_sums
+            WHERE day = summed_day AND hour = ANY ({hours}) AND is_alone AND {some} > 0
+              AND {behind} AND {conditions}
+              AND session_id NOT IN (SELECT name_0 FROM counted WHERE name_0 IS NOT NULL)
+            ORDER BY {order_alone}, session_id
+            LIMIT {limit}) AS alone
+)
+SELECT name_0, {ranks}
+  FROM rows
+ GROUP BY name_0
+HAVING {number} > 0 AND {beyond}
+ ORDER BY {order}
+ LIMIT {limit}
+
+-- name: summed_hours
+-- The first and the last hour in a time that was ever summed up.
+SELECT min(hour) AS first, max(hour) AS last FROM session_hours WHERE hour >= $1 AND hour < $2
+
+-- name: summed_sessions
+-- What is summed up of sessions, in as many rows as these have hours and sources.
+SELECT session_id AS name_0, {values}
+  FROM session_sums
+ WHERE (session_id = ANY ({names}) OR session_id IS NULL AND {with_none})
+   AND hour = ANY ({hours}) AND {conditions}
+
 -- name: ranked_reviews
 SELECT {names}, {ranks}
   FROM (SELECT {columns} FROM review_facts WHERE {conditions}) AS rows
@@ -74,12 +122,18 @@ SELECT {columns}
   FROM ({rows}) AS rows
  GROUP BY {keys}
 
+-- name: sketches
+SELECT {columns} FROM ({rows}) AS rows WHERE {some} IS NOT NULL
+
 -- name: lacks_events
--- Whether single events of the quarter hour from $1 to $2 are not there any more. They are counted,
--- since the planner looks for a first one by reading the day.
+-- Whether single events of the quarter hour from $1 to $2 are not there any more, with $3 those of a
+-- project. They are counted, since the planner looks for a first one by reading the day.
 SELECT EXISTS (SELECT FROM thinned_days WHERE day = ($1::timestamptz AT TIME ZONE 'UTC')::date)
-    OR (EXISTS (SELECT FROM usage_rollup WHERE span = 15 AND bucket = $1)
-        AND (SELECT count(*) FROM event_facts WHERE timestamp >= $1 AND timestamp < $2) = 0)
+    OR (EXISTS (SELECT FROM usage_rollup
+                 WHERE span = 15 AND bucket = $1 AND ($3::text IS NULL OR source = $3))
+        AND (SELECT count(*) FROM event_facts
+              WHERE timestamp >= $1 AND timestamp < $2
+                AND ($3::text IS NULL OR source = $3)) = 0)
 
 -- name: reviews
 -- What the calls of a session cost counts for its last review. Calls of a day before the period and
