@@ -1,0 +1,92 @@
+"""The operator's own rules: what they change, and that a wrong file is one line."""
+
+from pathlib import Path
+
+import pytest
+
+from logging_service.errors import SettingsError
+from logging_service.redaction import Redactor
+from logging_service.redaction_file import MAX_BYTES, read_redaction_file
+
+FIELDS = ("Email", "phone")
+
+
+def a_file(folder: Path, text: str) -> Path:
+    file = folder / "redaction.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def changed(rules_of: Path, payload: str) -> str:
+    redactor = Redactor(read_redaction_file(rules_of, FIELDS), b"k" * 32)
+    assert redactor.may_change(payload.encode()) or redactor.payload(payload.encode()).found == {}
+    return redactor.payload(payload.encode()).text.decode()
+
+
+def test_an_operator_adds_patterns_turns_rules_off_and_exempts_fields(tmp_path: Path) -> None:
+    file = a_file(
+        tmp_path,
+        """
+        action = "mask"
+        off = ["ip", "phone"]
+        exempt = ["Commit"]
+        [actions]
+        employee = "drop"
+        [[pattern]]
+        name = "employee"
+        regex = 'EMP-[0-9]{6}'
+        """,
+    )
+    payload = '{"email":"Ada","phone":"1","t":"10.1.2.3 EMP-123456!","commit":"a@b.org"}'
+    expected = '{"email":"[email]","phone":"1","t":"10.1.2.3 !","commit":"a@b.org"}'
+    assert changed(file, payload) == expected
+
+
+def test_an_empty_file_changes_nothing_of_the_usual_rules(tmp_path: Path) -> None:
+    after = changed(a_file(tmp_path, ""), '{"EMAIL":"Ada","t":"10.1.2.3"}')
+    assert "Ada" not in after
+    assert "10.1.2.3" not in after
+
+
+def _pattern(name: str, regex: str) -> str:
+    return f"[[pattern]]\nname = {name!r}\nregex = {regex!r}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("action = 'burn'", "action has to be hash, mask, drop"),
+        ("actions = 3", "actions has to be a table of rules and actions"),
+        ("[actions]\nemail = 'burn'", "actions.email has to be hash, mask, drop"),
+        ("[actions]\nnobody = 'mask'", "actions: there is no rule nobody"),
+        ("off = ['nobody']", "off: there is no rule nobody; there are "),
+        ("off = 'ip'", "off has to be a list of names"),
+        ("exempt = [3]", "exempt has to be a list of names"),
+        ("exempt = [" + "'x'," * 1001 + "]", "exempt may have 1000 names"),
+        ("rules = 3", "rules is not known; allowed are action, actions, exempt, off, pattern"),
+        ("pattern = 3", "pattern has to be [[pattern]] tables, at most 100"),
+        ("[[pattern]]\nname = 'x'", "number 1 has to have name and regex, and no more"),
+        (_pattern("Über", "x"), "number 1: name has to be 1 to 40 of a-z, 0-9 and _"),
+        (_pattern("email", "x"), "number 1: there is a rule email already"),
+        (_pattern("a", "x") + _pattern("a", "y"), "number 2: there is a rule a already"),
+        (_pattern("a", "("), "number 1: regex is not RE2: "),
+        (_pattern("a", "(?=x)"), "number 1: regex is not RE2: "),
+        (_pattern("a", "x*"), "number 1: regex may not fit an empty text"),
+        (_pattern("a", "(?P<b>x)"), "number 1: regex may not name groups"),
+        (_pattern("a", "x" * 1001), "number 1: regex has to be a text of 1 to 1000 characters"),
+        ("no toml", "Expected"),
+        ("#" * (MAX_BYTES + 1), f"it has to be at most {MAX_BYTES} bytes"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_says_why(tmp_path: Path, text: str, reason: str) -> None:
+    file = a_file(tmp_path, text)
+    with pytest.raises(SettingsError) as refused:
+        read_redaction_file(file, FIELDS)
+    assert str(refused.value).startswith(f"REDACTION_FILE={str(file)!r} cannot be used: ")
+    assert reason in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        read_redaction_file(tmp_path / "none.toml", FIELDS)
