@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -42,18 +43,28 @@ class KeyReport(msgspec.Struct):
 
 
 class Health(msgspec.Struct, omit_defaults=True):
-    """How a service is, by its worst dependency."""
+    """How a service is, by its worst dependency; `warnings` tell of what works and is unsafe."""
 
     status: State
     service: str
     version: str
     dependencies: dict[str, Dependency]
     api_key: KeyReport | None = None
+    warnings: list[str] = []
 
 
-async def health(service: str, checks: Sequence[Check], api_key: KeyReport | None) -> Response:
-    """Return what /health answers: all checks at once, a second for each; 503 if unavailable."""
-    states = await asyncio.gather(*(_examine(check) for check in checks))
+Warn = Callable[[], Awaitable[list[str]]]
+
+
+async def health(
+    service: str, checks: Sequence[Check], api_key: KeyReport | None, warn: Warn | None = None
+) -> Response:
+    """Return what /health answers: all checks at once, a second for each; 503 if unavailable.
+
+    What `warn` returns changes nothing of the status.
+    """
+    examining = asyncio.gather(*map(_examine, checks))
+    states, warnings = await asyncio.gather(examining, _warnings(warn))
     status: State = "ok"
     if any(state.status != "ok" for state in states):
         status = "degraded"
@@ -62,7 +73,7 @@ async def health(service: str, checks: Sequence[Check], api_key: KeyReport | Non
         status = "unavailable"
     names = (check.name for check in checks)
     dependencies = dict(zip(names, states, strict=True))
-    answer = Health(status, service, release(), dependencies, api_key)
+    answer = Health(status, service, release(), dependencies, api_key, warnings)
     return json_answer(answer, 503 if status == "unavailable" else 200)
 
 
@@ -81,6 +92,13 @@ async def answer_within(seconds: float, run: Callable[[], Awaitable[_Answer]]) -
         asking.add_done_callback(_forget)
         raise TimeoutError(f"no answer within {seconds:g} s")
     return asking.result()
+
+
+async def _warnings(warn: Warn | None) -> list[str]:
+    # What cannot be asked stands among the dependencies.
+    with suppress(LoggingServiceError, TimeoutError):
+        return await answer_within(_CHECK_SECONDS, warn) if warn else []
+    return []
 
 
 async def _examine(check: Check) -> Dependency:

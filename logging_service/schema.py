@@ -14,6 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from logging_service.errors import BackendUnavailable
 from logging_service.postgres import SCHEMA_REVISION, refuse_newer, said, weather
+from logging_service.postgres_roles import grant_rights, services_role
 
 # Any number will do, as long as no other program in this database takes the same.
 _LOCK = 7_260_411_530
@@ -48,24 +49,48 @@ def _upgrade(connection: Connection) -> tuple[str | None, str]:
     return (found or None, SCHEMA_REVISION)
 
 
-async def migrate(url: str) -> tuple[str | None, str]:
+async def migrate(url: str, services_url: str | None = None) -> tuple[str | None, str]:
     """Return the revision found and the one that holds now; safe when several run it at once.
 
-    Raises BackendUnavailable when the database does not answer, SchemaMismatch when its schema
-    is newer than this release.
+    What is made belongs to the role of `url`. Where `services_url` connects as another, that one
+    gets the rights that the services need, and no others. Raises BackendUnavailable when the
+    database does not answer, SchemaMismatch when its schema is newer than this release or belongs
+    to a third role, SettingsError for URLs of two databases.
     """
+    try:
+        with weather("migration"):
+            async with asyncio.timeout(120):
+                role = await services_role(url, services_url or url)
+                revisions = await _migrate(url)
+                if role is not None:
+                    await _grant(url, role)
+                return revisions
+    except (SQLAlchemyError, asyncpg.PostgresError) as error:
+        raise BackendUnavailable(f"migration: {_cause(error)}") from error
+
+
+async def _migrate(url: str) -> tuple[str | None, str]:
     # asyncpg reads the URL itself, as it does for the services: with all that may stand in it.
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(url), poolclass=NullPool
     )
     try:
-        with weather("migration"):
-            async with asyncio.timeout(120), engine.connect() as connection:
-                return await connection.run_sync(_upgrade)
-    except (SQLAlchemyError, asyncpg.PostgresError) as error:
-        raise BackendUnavailable(f"migration: {_cause(error)}") from error
+        async with engine.connect() as connection:
+            return await connection.run_sync(_upgrade)
     finally:
         await engine.dispose()
+
+
+async def _grant(url: str, role: str) -> None:
+    owner = await asyncpg.connect(url)
+    try:
+        async with owner.transaction():
+            await owner.execute("SET LOCAL lock_timeout = '60s'")
+            await owner.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+            await owner.execute("SET LOCAL lock_timeout = '4s'")
+            await grant_rights(owner, role)
+    finally:
+        await owner.close()
 
 
 def _cause(error: BaseException) -> str:

@@ -3,12 +3,15 @@
 import asyncio
 import os
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from logging_service.errors import BackendUnavailable, SettingsError
 from logging_service.settings import project_root
@@ -43,16 +46,16 @@ class Runs(Protocol):
 class Service:
     """One of our processes, the first of a group of its own.
 
-    It is well when `/health` at `address` answers 200; without an address, when it has lived for
-    two seconds.
+    It is well when `/health` at `url` answers 200; without a URL, when it has lived for two
+    seconds. Whose certificate an https URL shows is not asked: it is a process of our own.
     """
 
     def __init__(
-        self, name: str, script: Path, address: tuple[str, int] | None, environment: dict[str, str]
+        self, name: str, script: Path, url: str | None, environment: dict[str, str]
     ) -> None:
         self.name = name
         self._script = script
-        self._address = address
+        self._url = url
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
 
@@ -79,11 +82,11 @@ class Service:
             raise BackendUnavailable(f"ended with code {self._process.returncode}")
 
     async def _until_well(self) -> None:
-        if self._address is None:
+        if self._url is None:
             await asyncio.sleep(_SETTLED_SECONDS)
             return
         while True:
-            if await _answers_ok(*self._address):
+            if await _answers_ok(self._url):
                 return
             await asyncio.sleep(0.05)
 
@@ -112,17 +115,30 @@ class Service:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
-async def _answers_ok(host: str, port: int) -> bool:
+async def _answers_ok(url: str) -> bool:
+    asked = urlsplit(url)
     try:
         async with asyncio.timeout(5):
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await asyncio.open_connection(
+                asked.hostname,
+                asked.port,
+                ssl=_any_certificate() if asked.scheme == "https" else None,
+            )
             try:
-                writer.write(f"GET /health HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
+                writer.write(f"GET /health HTTP/1.0\r\nHost: {asked.netloc}\r\n\r\n".encode())
                 return (await reader.readline()).split(b" ")[1:2] == [b"200"]
             finally:
                 writer.close()
     except (OSError, TimeoutError):
         return False
+
+
+@cache
+def _any_certificate() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def keep_running(

@@ -9,10 +9,12 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import asyncpg
 from rich.console import Console
@@ -29,6 +31,7 @@ _STREAM = socket.SOCK_STREAM
 _LOOPBACK = "127.0.0.1"
 _ASKED_AT = {"0.0.0.0": _LOOPBACK, "::": "::1", "localhost": _LOOPBACK}  # noqa: S104 - to ask there
 _READY_SECONDS = 30.0
+_OWNER = "DATABASE_OWNER_URL"
 _PLAIN_SECRET = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 # Seconds after the signal at which what has not stopped yet is killed; all of it is below ten.
@@ -77,17 +80,26 @@ class _Address(NamedTuple):
     variable: str
     host: str
     port: int
+    scheme: str = "http"
+
+    @classmethod
+    def of(cls, face: str, settings: Settings) -> Self:
+        scheme = "https" if settings.tls_files(face) else "http"
+        host, port = getattr(settings, f"{face}_host"), getattr(settings, f"{face}_port")
+        return cls(f"{face.upper()}_PORT", host, port, scheme)
 
     @property
-    def asked_at(self) -> tuple[str, int]:
-        return (_ASKED_AT.get(self.host, self.host), self.port)
+    def asked_at(self) -> str:
+        """Its URL by number: what else a name leads to is not asked."""
+        return self._url(_ASKED_AT.get(self.host, self.host))
 
     @property
     def url(self) -> str:
-        host = self.asked_at[0]
-        if host == _LOOPBACK:
-            host = "localhost"
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        host = _ASKED_AT.get(self.host, self.host)
+        return self._url("localhost" if host == _LOOPBACK else host)
+
+    def _url(self, host: str) -> str:
+        return f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def fault(self) -> str | None:
         """Say why nothing can listen there, None when something can."""
@@ -110,14 +122,12 @@ class _Up:
         self._database = self._named("database_url", "database_host")
         self._redis = self._named("redis_url", "redis_host")
         self._starts_redis = settings.use_redis_queue and not self._redis
-        self._producer = _Address("PRODUCER_PORT", settings.producer_host, settings.producer_port)
-        self._query = _Address(
-            "QUERY_SERVICE_PORT", settings.query_service_host, settings.query_service_port
-        )
-        self._front = _Address("GATEWAY_PORT", settings.gateway_host, settings.gateway_port)
-        self._metrics = _Address("METRICS_PORT", settings.metrics_host, settings.metrics_port)
+        self._producer = _Address.of("producer", settings)
+        self._query = _Address.of("query_service", settings)
+        self._front = _Address.of("gateway", settings)
+        self._metrics = _Address.of("metrics", settings)
         self._consumer_is_asked = True
-        self._store_url = settings.store_url
+        self._store_url, self._owner_url = settings.store_url, settings.owner_url
         self._parts: list[_Part] = []
         self._stop = asyncio.Event()
 
@@ -208,20 +218,29 @@ class _Up:
             )
 
     async def _check_named_servers(self) -> None:
+        for variable, ask in self._named_servers():
+            try:
+                await ask()
+            except (OSError, TimeoutError, asyncpg.PostgresError, BackendUnavailable) as error:
+                reason = str(error).splitlines()[0] if str(error) else "no answer"
+                instead = "go on with one role" if variable == _OWNER else "use the bundled one"
+                raise SettingsError(
+                    f"the server that {variable} names cannot be used: {reason}; "
+                    f"unset {variable} to {instead}"
+                ) from None
+
+    def _named_servers(self) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
         settings = self._settings
-        try:
-            if variable := self._database:
-                connection = await asyncpg.connect(settings.store_url, timeout=5)
-                await connection.close()
-            if settings.use_redis_queue and (variable := self._redis):
-                async with open_queue(settings) as queue:
-                    await queue.status()
-        except (OSError, TimeoutError, asyncpg.PostgresError, BackendUnavailable) as error:
-            reason = str(error).splitlines()[0] if str(error) else "no answer"
-            raise SettingsError(
-                f"the server that {variable} names cannot be used: {reason}; "
-                f"unset {variable} to use the bundled one"
-            ) from None
+        if self._database:
+            yield self._database, partial(_log_in, settings.store_url)
+        if settings.database_owner_url:
+            yield _OWNER, partial(_log_in, settings.database_owner_url)
+        if settings.use_redis_queue and self._redis:
+            yield self._redis, self._ask_queue
+
+    async def _ask_queue(self) -> None:
+        async with open_queue(self._settings) as queue:
+            await queue.status()
 
     def _servers(self, password: str) -> list[_Part]:
         settings = self._settings
@@ -235,7 +254,7 @@ class _Up:
                 database=settings.database_name,
                 say=say,
             )
-            self._store_url = database.url
+            self._store_url, self._owner_url = database.url, database.owner_url
             url = f"localhost:{settings.database_port}/{settings.database_name}"
             parts.append(_Part(database, url, _STORE, asyncio.Event()))
         if self._starts_redis:
@@ -254,7 +273,7 @@ class _Up:
         # Alembic takes longer to import than everything else here together.
         from logging_service.schema import migrate
 
-        await migrate(self._store_url)
+        await migrate(self._owner_url, self._store_url)
 
     def _processes(self, environment: dict[str, str]) -> list[_Part]:
         def part(
@@ -293,7 +312,9 @@ class _Up:
             added |= {"DATABASE_HOST": _LOOPBACK, "DATABASE_PASSWORD": password}
         if self._starts_redis:
             added |= {"REDIS_HOST": _LOOPBACK}
-        return {**os.environ, **added}
+        # The services get by without the owner.
+        kept = {name: value for name, value in os.environ.items() if name.upper() != _OWNER}
+        return {**kept, **added}
 
     def _show(self, key: str) -> None:
         table = Table("what", Column("where", overflow="fold"), "state", box=None, pad_edge=False)
@@ -318,6 +339,11 @@ class _Up:
         line += ["-U", settings.database_user, "-d", settings.database_name]
         file = "" if self._database else f"PGPASSFILE={shlex.quote(str(_password_file(settings)))} "
         return file + shlex.join(line)
+
+
+async def _log_in(url: str) -> None:
+    connection = await asyncpg.connect(url, timeout=5)
+    await connection.close()
 
 
 def _state(part: _Part) -> str:

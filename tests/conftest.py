@@ -67,6 +67,10 @@ def url_of(server: Postgres, database: str) -> str:
     return f"{server.url.rpartition('/')[0]}/{database}"
 
 
+def owner_url_of(server: Postgres, database: str) -> str:
+    return f"{server.owner_url.rpartition('/')[0]}/{database}"
+
+
 async def _as_admin(server: Postgres, *statements: str) -> None:
     connection = await asyncpg.connect(server.admin_url, ssl=False)
     try:
@@ -78,19 +82,30 @@ async def _as_admin(server: Postgres, *statements: str) -> None:
 
 @pytest.fixture(scope="session")
 async def migrated_template(postgres: Postgres) -> str:
-    await _as_admin(postgres, f"CREATE DATABASE {_TEMPLATE} OWNER logging_service_user")
-    await migrate(url_of(postgres, _TEMPLATE))
+    await _as_admin(
+        postgres,
+        f"CREATE DATABASE {_TEMPLATE} OWNER logging_service_owner",
+        # Tests end the services' sessions.
+        "GRANT pg_signal_backend TO logging_service_owner",
+    )
+    await migrate(owner_url_of(postgres, _TEMPLATE), url_of(postgres, _TEMPLATE))
     return _TEMPLATE
 
 
 @pytest.fixture
 async def database_url(postgres: Postgres, migrated_template: str) -> AsyncIterator[str]:
-    """A migrated database that belongs to this test alone."""
+    """A migrated database that belongs to this test alone, as its owner reaches it."""
     name = f"test_{uuid4().hex}"
-    made = f"CREATE DATABASE {name} TEMPLATE {migrated_template} OWNER logging_service_user"
+    made = f"CREATE DATABASE {name} TEMPLATE {migrated_template} OWNER logging_service_owner"
     await _as_admin(postgres, made)
-    yield url_of(postgres, name)
+    yield owner_url_of(postgres, name)
     await _as_admin(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def services_url(postgres: Postgres, database_url: str) -> str:
+    """`database_url` as the services reach it, who own nothing in it."""
+    return url_of(postgres, database_url.rpartition("/")[2])
 
 
 @pytest.fixture
@@ -135,10 +150,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def environment(database_url: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
+def environment(services_url: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
     """The variables of a service that a test runs as a process."""
     return {
-        "DATABASE_URL": database_url,
+        "DATABASE_URL": services_url,
         "REDIS_URL": redis_url,
         "API_KEY": API_KEY,
         "ADMIN_API_KEY": ADMIN_API_KEY,

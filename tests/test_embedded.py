@@ -11,15 +11,21 @@ from tempfile import TemporaryDirectory
 import asyncpg
 import psutil
 import pytest
+from alembic import command
+from events_made import a_delivery
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 from servers import unused_port
+from stored_rows import a_row, store_rows
 
 from logging_service import data_folder
+from logging_service.delivering import sort_events
 from logging_service.embedded import Postgres, Valkey, postgres_binaries, run_as
 from logging_service.errors import BackendUnavailable, SettingsError
+from logging_service.postgres_store import open_postgres_store
+from logging_service.schema import migrate
 
 
 @dataclass
@@ -30,7 +36,7 @@ class Made:
     servers: list[Postgres | Valkey]
 
     def postgres(
-        self, *, user: str = "owner", password: str = "first", database: str = "logs"
+        self, *, user: str = "services", password: str = "first", database: str = "logs"
     ) -> Postgres:
         server = Postgres(
             self.data_dir,
@@ -61,8 +67,9 @@ async def made(tmp_path: Path) -> AsyncIterator[Made]:
     assert not data_folder.servers_in(data_dir / "valkey")
 
 
-async def ask(server: Postgres, statement: str) -> object:
-    connection = await asyncpg.connect(server.url, ssl=False)
+async def ask(server: Postgres, statement: str, *, url: str = "") -> object:
+    """Ask as the owner, or at a URL."""
+    connection = await asyncpg.connect(url or server.owner_url, ssl=False)
     try:
         return await connection.fetchval(statement)
     finally:
@@ -92,7 +99,7 @@ async def test_postgres_asks_for_the_password(made: Made) -> None:
             await asyncpg.connect(
                 host="127.0.0.1",
                 port=server.port,
-                user="owner",
+                user="services",
                 password=secret or "",
                 database="logs",
                 ssl=False,
@@ -103,14 +110,18 @@ async def test_the_database_is_its_owners_who_is_no_administrator(made: Made) ->
     server = made.postgres()
     await server.start()
     await ask(server, "CREATE SCHEMA reviews")
-    assert await ask(server, "SELECT rolsuper FROM pg_roles WHERE rolname = 'owner'") is False
+    roles = "SELECT count(*) FROM pg_roles WHERE rolsuper AND rolname IN (current_user, 'services')"
+    assert await ask(server, roles) == 0
+    for statement in ("CREATE TABLE mine (n int)", "CREATE SCHEMA mine", "DROP SCHEMA reviews"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await ask(server, statement, url=server.url)
     assert await ask(server, "SHOW server_encoding") == "UTF8"
     assert await ask(server, "SELECT 'É' ILIKE 'é'") is True
 
 
 async def test_postgres_waits_for_the_disk_unless_told_otherwise(made: Made) -> None:
     server = Postgres(
-        made.data_dir, port=unused_port(), user="owner", password="first", database="logs"
+        made.data_dir, port=unused_port(), user="services", password="first", database="logs"
     )
     made.servers.append(server)
     await server.start()
@@ -166,17 +177,53 @@ async def test_a_changed_password_holds_from_the_next_start(made: Made) -> None:
     await first.stop()
     second = made.postgres(password="with 'quotes', \\ and ü:@/")
     await second.start()
-    assert await ask(second, "SELECT current_user") == "owner"
+    assert await ask(second, "SELECT current_user", url=second.url) == "services"
 
 
-async def test_a_renamed_owner_keeps_the_tables(made: Made) -> None:
-    first = made.postgres()
-    await first.start()
-    await ask(first, "CREATE TABLE kept (n int)")
-    await first.stop()
-    second = made.postgres(user='an "odd" name')
-    await second.start()
-    assert await ask(second, "INSERT INTO kept VALUES (1) RETURNING n") == 1
+async def test_an_owner_whose_password_was_lost_gets_another(made: Made) -> None:
+    server = made.postgres()
+    await server.start()
+    await server.stop()
+    (made.data_dir / "pgpass_owner").unlink()
+    await server.start()
+    assert await ask(server, "SELECT current_user") == "logging_service_owner"
+
+
+@pytest.mark.parametrize("name", ["services", 'an "odd" name'])
+async def test_a_folder_of_before_the_owner_is_handed_over_with_all_that_is_stored(
+    made: Made, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = made.postgres()
+    await before.start()
+    await ask(before, "ALTER DATABASE logs OWNER TO services", url=before.admin_url)
+    with monkeypatch.context() as patch:
+        upgrade = command.upgrade
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0006"))
+        await migrate(before.url)
+    await store_rows(before.url, [a_row(number) for number in range(3)])
+    await ask(before, "DROP ROLE logging_service_owner", url=before.admin_url)
+    (made.data_dir / "pgpass_owner").unlink()
+    await before.stop()
+
+    after = made.postgres(user=name)
+    await after.start()
+    await migrate(after.owner_url, after.url)
+    assert await ask(after, "SELECT count(*) FROM log_events", url=after.url) == 3
+    owners = "SELECT array_agg(DISTINCT pg_get_userbyid(relowner)) FROM pg_class WHERE relnamespace"
+    assert await ask(after, f"{owners} = 'public'::regnamespace") == ["logging_service_owner"]
+    async with open_postgres_store(after.url, connections=1) as store:
+        assert await store.warnings() == []
+        assert (await store.append(sort_events(a_delivery(), 3600, 0))).stored == 1
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await ask(after, "DELETE FROM log_events", url=after.url)
+
+
+@pytest.mark.parametrize("name", ["logging_service_owner", "logging_service_admin"])
+async def test_a_user_with_the_name_of_a_role_of_the_servers_is_one_line(
+    made: Made, name: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^DATABASE_USER={name} cannot be used: .*$"):
+        await made.postgres(user=name).start()
 
 
 async def test_a_name_that_postgres_does_not_take_is_one_line(made: Made) -> None:
@@ -223,7 +270,14 @@ async def test_a_port_that_is_taken_is_said(made: Made, kind: str) -> None:
 async def test_what_is_kept_is_the_owners_alone(made: Made) -> None:
     await made.postgres().start()
     await made.valkey().start()
-    for name in ("pgpass_admin", "postgres", "postgres.log", "valkey", "valkey.log"):
+    for name in (
+        "pgpass_admin",
+        "pgpass_owner",
+        "postgres",
+        "postgres.log",
+        "valkey",
+        "valkey.log",
+    ):
         assert (made.data_dir / name).stat().st_mode & 0o077 == 0, name
 
 

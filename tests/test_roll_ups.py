@@ -62,8 +62,8 @@ def prices(tmp_path: Path) -> Prices:
 
 
 @pytest.fixture
-async def store(database_url: str, prices: Prices) -> AsyncIterator[PostgresStore]:
-    async with open_postgres_store(database_url, connections=4, prices=prices) as opened:
+async def store(services_url: str, prices: Prices) -> AsyncIterator[PostgresStore]:
+    async with open_postgres_store(services_url, connections=4, prices=prices) as opened:
         yield opened
 
 

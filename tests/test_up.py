@@ -12,6 +12,7 @@ import urllib.request
 import pytest
 from projects import SERVICES, Project, alive, line_of, soon
 from servers import health_of, unused_port
+from tls_relay import Authority
 
 from logging_service.embedded import postgres_binaries
 
@@ -24,6 +25,15 @@ def test_up_starts_everything_and_says_where(project: Project) -> None:
         assert health_of(url) == 200
     assert "absent: there is no main.py" in up.log
     assert up.ends(signal.SIGINT) == 0
+
+
+def test_up_asks_and_shows_services_over_tls(project: Project) -> None:
+    # For another name than the one that `up` asks: it knows its own processes.
+    file, key = Authority(project.folder, "ours").files(project.folder, "logs.example")
+    tls = {"PRODUCER_TLS_CERT": str(file), "PRODUCER_TLS_KEY": str(key)}
+    up = project.start(**tls).ready()
+    assert re.search(rf"https://localhost:{project.variables['PRODUCER_PORT']} +ready", up.log)
+    assert re.search(rf"http://localhost:{project.variables['METRICS_PORT']} +ready", up.log)
 
 
 def test_the_psql_line_works_as_printed(project: Project) -> None:
@@ -40,6 +50,21 @@ def test_the_psql_line_works_as_printed(project: Project) -> None:
     assert (answer.stdout, answer.stderr) == ("0\n", "")
 
 
+def test_who_has_the_psql_line_cannot_remove_what_is_stored(project: Project) -> None:
+    up = project.start().ready()
+    line = next(line for line in up.log.splitlines() if line.startswith("PGPASSFILE="))
+    answer = subprocess.run(
+        f'{line} -c "DELETE FROM log_events"',
+        shell=True,
+        env={"PATH": f"{postgres_binaries()}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "permission denied for table log_events" in answer.stderr
+    assert project.run("migrate").stdout.startswith("schema "), "by hand it is the owner"
+
+
 def test_secrets_are_generated_once_and_kept_for_the_owner(project: Project) -> None:
     keys = set()
     for _ in range(2):
@@ -47,7 +72,7 @@ def test_secrets_are_generated_once_and_kept_for_the_owner(project: Project) -> 
         keys |= set(re.findall(r"API key: (\S{8,})", up.log))
         assert up.ends(signal.SIGTERM) == 0
     assert keys == {(project.data_dir / "api_key").read_text().strip()}
-    for name in ("api_key", "pgpass", "pgpass_admin"):
+    for name in ("api_key", "pgpass", "pgpass_admin", "pgpass_owner"):
         assert (project.data_dir / name).stat().st_mode & 0o777 == 0o600
 
 
@@ -219,8 +244,11 @@ def test_a_named_server_that_does_not_answer_is_one_line(
 def test_a_named_server_that_answers_is_used(project: Project) -> None:
     first = project.start().ready()
     password = (project.data_dir / "pgpass").read_text().strip().rpartition(":")[2]
+    owner = (project.data_dir / "pgpass_owner").read_text().strip().rpartition(":")[2]
     more = {name: str(unused_port()) for name in project.variables if name.endswith("_PORT")}
-    more["DATABASE_PORT"] = project.variables["DATABASE_PORT"]
+    more["DATABASE_PORT"] = port = project.variables["DATABASE_PORT"]
+    place = f"127.0.0.1:{port}/code_reviewer_logs"
+    more["DATABASE_OWNER_URL"] = f"postgresql://logging_service_owner:{owner}@{place}"
     second = project.start(
         **more,
         DATA_DIR=str(project.folder / "other"),
@@ -231,7 +259,25 @@ def test_a_named_server_that_answers_is_used(project: Project) -> None:
     assert set(second.children()) == set(SERVICES)
     assert re.search(r"PostgreSQL +named by DATABASE_HOST +answers", second.log)
     assert re.search(r"Redis +named by REDIS_URL +answers", second.log)
+    with urllib.request.urlopen(f"http://127.0.0.1:{more['PRODUCER_PORT']}/environment") as answer:
+        assert "DATABASE_OWNER_URL" not in json.load(answer), "the services do without it"
     assert second.ends(signal.SIGTERM) == 0
+    assert first.ends(signal.SIGTERM) == 0
+
+
+def test_a_named_owner_that_cannot_be_used_is_one_line(project: Project) -> None:
+    first = project.start().ready()
+    line = line_of(project.run("up", DATABASE_OWNER_URL="postgresql://owner:a-secret@host/logs"))
+    assert line == "DATABASE_OWNER_URL cannot be used: it needs DATABASE_URL or _HOST"
+    password = (project.data_dir / "pgpass").read_text().strip().rpartition(":")[2]
+    more = {name: str(unused_port()) for name in project.variables if name.endswith("_PORT")}
+    place = f"127.0.0.1:{project.variables['DATABASE_PORT']}/code_reviewer_logs"
+    more["DATABASE_URL"] = f"postgresql://logging_service_user:{password}@{place}"
+    more["DATABASE_OWNER_URL"] = f"postgresql://logging_service_owner:a-secret@{place}"
+    line = line_of(project.run("up", **more, DATA_DIR=str(project.folder / "other")))
+    assert line.startswith("the server that DATABASE_OWNER_URL names cannot be used: password")
+    assert line.endswith("unset DATABASE_OWNER_URL to go on with one role")
+    assert "a-secret" not in line
     assert first.ends(signal.SIGTERM) == 0
 
 

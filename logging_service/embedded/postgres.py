@@ -1,4 +1,4 @@
-"""The bundled PostgreSQL, with one database that belongs to one ordinary user."""
+"""The bundled PostgreSQL: one database, the role that owns it, and the one that uses it."""
 
 import asyncio
 import os
@@ -47,12 +47,14 @@ def _silent(_line: str) -> None:
 class Postgres(Server):
     """The bundled PostgreSQL; `settings` are added to its own, and win.
 
-    The password's owner may do everything in `database` and nothing else.
+    `database` belongs to an owner, whose password is kept in `data_dir`; `user` may connect and has
+    the rights that the owner gives.
     """
 
     name = "PostgreSQL"
     _stops = (signal.SIGINT, signal.SIGQUIT)  # disconnect everyone; leave the rest to recovery
     _admin = "logging_service_admin"
+    _owner = "logging_service_owner"
 
     def __init__(  # noqa: PLR0913 - what a database is reached by
         self,
@@ -73,26 +75,35 @@ class Postgres(Server):
 
     @property
     def url(self) -> str:
-        """The database as its owner reaches it."""
+        """The database as its user reaches it."""
         return self._url(self._user, self._password, self._database)
+
+    @property
+    def owner_url(self) -> str:
+        """The database as its owner reaches it, who migrates."""
+        return self._url(self._owner, self._owner_password(), self._database)
 
     @property
     def admin_url(self) -> str:
         """The server's database `postgres` as the administrator reaches it."""
         return self._url(self._admin, self._admin_password(), "postgres")
 
-    def _admin_password(self) -> str:
-        def make() -> str:
-            return f"*:*:*:{self._admin}:{secrets.token_urlsafe(24)}"
+    def _owner_password(self) -> str:
+        return _kept_password(self.data_dir / "pgpass_owner", self._owner)
 
-        return data_folder.kept_secret(self._admin_file, make).rpartition(":")[2]
+    def _admin_password(self) -> str:
+        return _kept_password(self._admin_file, self._admin)
 
     def _url(self, user: str, password: str, database: str) -> str:
         login = f"{quote(user, safe='')}:{quote(password, safe='')}"
         return f"postgresql://{login}@{HOST}:{self.port}/{quote(database, safe='')}"
 
     async def start(self) -> None:
-        """Return when the database answers its owner; makes both the first time."""
+        """Return when the database answers owner and user; makes all three the first time."""
+        if self._user in {self._owner, self._admin}:
+            raise SettingsError(
+                f"DATABASE_USER={self._user} cannot be used: the bundled PostgreSQL needs that role"
+            )
         program = postgres_binaries() / "postgres"
         run_as = await asyncio.to_thread(owner_of, self.folder, program)
         await end_left_over(self.folder)
@@ -159,26 +170,31 @@ class Postgres(Server):
 
     async def _answers(self) -> bool:
         try:
-            connection = await asyncpg.connect(self.url, ssl=False, timeout=10)
+            is_admitted = await self._is_admitted()
         except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError):
             return False
         except asyncpg.TooManyConnectionsError:
             return True
-        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError):
-            owner = None
-        else:
-            owner = await _owner(connection, self._database)
-            await connection.close()
-        if owner != self._user:
+        if not is_admitted:
             await self._admit()
         return True
 
+    async def _is_admitted(self) -> bool:
+        try:
+            for url in (self.url, self.owner_url):
+                connection = await asyncpg.connect(url, ssl=False, timeout=10)
+                owner = await _owner(connection, self._database)
+                await connection.close()
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError):
+            return False
+        return owner == self._owner
+
     async def _admit(self) -> None:
-        """Make the user, the password and the database what the settings say."""
+        """Make the roles, their passwords and the database what the settings say."""
         try:
             admin = await asyncpg.connect(self.admin_url, ssl=False, timeout=10)
             try:
-                before = await self._make_owner(admin)
+                before = await self._make_roles(admin)
             finally:
                 await admin.close()
             if before is not None:
@@ -193,24 +209,35 @@ class Postgres(Server):
             reason = str(error).partition("\n")[0]
             raise SettingsError(f"{names} cannot be used: {reason}") from None
 
-    async def _make_owner(self, admin: asyncpg.Connection) -> str | None:
-        exists = await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", self._user)
-        verb = "ALTER" if exists else "CREATE"
-        await _run(admin, verb + " ROLE %I LOGIN PASSWORD %L", self._user, self._password)
-        owner = await _owner(admin, self._database)
-        if owner is None:
-            await _run(admin, "CREATE DATABASE %I OWNER %I", self._database, self._user)
-        elif owner != self._user:
-            await _run(admin, "ALTER DATABASE %I OWNER TO %I", self._database, self._user)
-        return None if owner in {None, self._admin, self._user} else owner
+    async def _make_roles(self, admin: asyncpg.Connection) -> str | None:
+        """Return whose the database is that has to be handed over, None where that is done."""
+        logins = ((self._user, self._password), (self._owner, self._owner_password()))
+        for name, password in logins:
+            exists = await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name)
+            verb = "ALTER" if exists else "CREATE"
+            await _run(admin, verb + " ROLE %I LOGIN PASSWORD %L", name, password)
+        before = await _owner(admin, self._database)
+        if before is None:
+            await _run(admin, "CREATE DATABASE %I OWNER %I", self._database, self._owner)
+        elif before == self._admin:
+            await _run(admin, "ALTER DATABASE %I OWNER TO %I", self._database, self._owner)
+        return None if before in {None, self._admin, self._owner} else before
 
     async def _hand_over(self, before: str) -> None:
         url = self._url(self._admin, self._admin_password(), self._database)
         admin = await asyncpg.connect(url, ssl=False, timeout=10)
         try:
-            await _run(admin, "REASSIGN OWNED BY %I TO %I", before, self._user)
+            # The database itself is among it: a start that is cut off begins with this anew.
+            await _run(admin, "REASSIGN OWNED BY %I TO %I", before, self._owner)
         finally:
             await admin.close()
+
+
+def _kept_password(file: Path, role: str) -> str:
+    def make() -> str:
+        return f"*:*:*:{role}:{secrets.token_urlsafe(24)}"
+
+    return data_folder.kept_secret(file, make).rpartition(":")[2]
 
 
 async def _owner(connection: asyncpg.Connection, database: str) -> str | None:
