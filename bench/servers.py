@@ -42,6 +42,8 @@ _TABLES = (
     *(table for roll_up in ROLL_UPS for table in (roll_up.deltas, roll_up.table)),
     "dead_letters",
     "deliveries",
+    # Else a minute later some of these are stored beside what was sent.
+    "audit_outbox",
 )
 
 _handed_out: set[int] = set()
@@ -251,7 +253,7 @@ async def a_pipeline() -> AsyncIterator[Pipeline]:
             stack.push_async_callback(service.stop)
         await asyncio.gather(*(service.start() for service in services))
         redis = await stack.enter_async_context(Redis.from_url(valkey.url))
-        database = await _connect(stack, postgres.url)
+        database = await _connect(stack, postgres.owner_url)
         reference = await _connect(stack, reference_url)
         admin = await _connect(stack, postgres.admin_url)
         yield Pipeline(*services, postgres, valkey, redis, database, reference, admin, api_key)
@@ -275,8 +277,8 @@ async def add_database(postgres: Postgres, name: str) -> str:
 
 async def _make_databases(postgres: Postgres) -> str:
     reference_url = await add_database(postgres, _REFERENCE)
-    for url in (postgres.url, reference_url):
-        await migrate(url)
+    for owner_url, url in ((postgres.owner_url, postgres.url), (reference_url, reference_url)):
+        await migrate(owner_url, url)
         async with open_postgres_store(url, connections=1) as store:
             await store.prepare()
     return reference_url

@@ -238,7 +238,7 @@ async def a_pipeline(
         async with asyncio.TaskGroup() as group:
             keepers = _Keepers(group, say)
             await keepers.keep(postgres, valkey)
-            await migrate(postgres.url)
+            await migrate(postgres.owner_url, postgres.url)
             api_key = secrets.token_urlsafe(24)
             services = await _services(network, folder, api_key)
             for service in services.values():

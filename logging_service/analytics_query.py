@@ -154,12 +154,17 @@ class _Place(NamedTuple):
     after: GroupKey
 
 
-def read_question(subject: Subject, query: SubjectQuery, now: datetime) -> Asked:
-    """Return what checked parameters ask at the time `now`; raises QueryRejected naming one."""
+def read_question(
+    subject: Subject, query: SubjectQuery, now: datetime, project: str | None = None
+) -> Asked:
+    """Return what checked parameters ask at the time `now`; raises QueryRejected naming one.
+
+    It is asked of one `project`, or of all.
+    """
     group_by: tuple[str, ...] = tuple(query.group_by)
     if query.series and not group_by:
         raise QueryRejected("series", "needs group_by")
-    bound_to = (subject, query.model_dump(exclude={"cursor", "limit"}))
+    bound_to = (subject, query.model_dump(exclude={"cursor", "limit"}), project)
     after = None
     if query.cursor is not None:
         now, after = _place_in(query.cursor, bound_to, len(group_by))
@@ -174,6 +179,7 @@ def read_question(subject: Subject, query: SubjectQuery, now: datetime) -> Asked
         cost=getattr(query, "cost", "best"),
         limit=query.limit,
         after=after,
+        source=project,
     )
     return Asked(question, zone, now, bound_to)
 

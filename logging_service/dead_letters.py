@@ -9,13 +9,15 @@ from uuid import UUID
 
 import msgspec
 
-from logging_service import wire
+from logging_service import audit, wire
+from logging_service.audit import Actor
 from logging_service.errors import EventRejected
 from logging_service.events import (
     MAX_SESSION_ID,
     MAX_TRACE_ID,
     check_event_type,
     check_payload,
+    check_sent_type,
     check_text,
 )
 from logging_service.ports import DeadLetters, EventQueue, KeptLetter, LetterFilter, LetterKey
@@ -152,19 +154,19 @@ class Step(NamedTuple):
 
 
 async def replay(
-    letters: DeadLetters, queue: EventQueue, keys: Sequence[LetterKey]
+    letters: DeadLetters, queue: EventQueue, keys: Sequence[LetterKey], actor: Actor
 ) -> AsyncIterator[Step]:
-    """Put the events of letters into the queue again, a few hundred at a time.
+    """Put the events of letters into the queue again for `actor`, a few hundred at a time.
 
     An event is checked as a new one is, and received anew. Raises BackendUnavailable when the
     queue or the database is away; what was told of before is done.
     """
     for portion in _portions(keys, _STEP_EVENTS, _STEP_BYTES):
-        yield await _replay_some(letters, queue, portion)
+        yield await _replay_some(letters, queue, portion, actor)
 
 
 async def _replay_some(
-    letters: DeadLetters, queue: EventQueue, portion: Sequence[LetterKey]
+    letters: DeadLetters, queue: EventQueue, portion: Sequence[LetterKey], actor: Actor
 ) -> Step:
     kept = await letters.letters([key.id for key in portion])
     events: list[bytes] = []
@@ -180,7 +182,7 @@ async def _replay_some(
         await queue.put(events)
         # After the queue holds them: a crash in between leaves the letters open, and whoever
         # replays them again has the events queued twice, of which the store keeps one.
-        await letters.mark_replayed(replayed)
+        await letters.mark_replayed(replayed, actor)
     return Step(len(replayed), refused, portion[-1].id)
 
 
@@ -193,7 +195,8 @@ def _received_again(letter: KeptLetter | None) -> bytes:
         raise ValueError("the letter is gone")
     try:
         event = wire.decode(letter.event)
-        check_event_type(event.event_type)
+        check_type = check_event_type if event.source == audit.PROJECT else check_sent_type
+        check_type(event.event_type)
         for name, text, most in (
             ("session_id", event.session_id, MAX_SESSION_ID),
             ("trace_id", event.trace_id, MAX_TRACE_ID),

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from logging_service import wire
-from logging_service.errors import QueryRejected
+from logging_service.errors import Forbidden, QueryRejected
 from logging_service.ports import EventKey, Filter, PayloadMatch
 
 MOST_PAGED = 100_000
@@ -114,10 +114,13 @@ class Question(NamedTuple):
         return (self.page - 1) * self.limit if self.page else 0
 
 
-def read_query(query: EventQuery, sent: Sequence[tuple[str, str]]) -> Question:
+def read_query(
+    query: EventQuery, sent: Sequence[tuple[str, str]], project: str | None = None
+) -> Question:
     """Return what is asked, from the checked parameters and all of those that were `sent`.
 
-    Raises QueryRejected or RequestValidationError naming the parameters at fault.
+    Who may read one `project` alone asks of that one; raises Forbidden for any other, and
+    QueryRejected or RequestValidationError naming the parameters at fault.
     """
     payload = [(name, value) for name, value in sent if name.startswith(_PAYLOAD)]
     others = [(name, value) for name, value in sent if not name.startswith(_PAYLOAD)]
@@ -127,7 +130,7 @@ def read_query(query: EventQuery, sent: Sequence[tuple[str, str]]) -> Question:
     wanted = Filter(
         event_types=tuple(sorted(set(query.event_type))),
         session_id=query.session_id,
-        source=query.source,
+        source=_readable(query.source, project),
         trace_id=query.trace_id,
         request_id=query.request_id,
         start=query.start_time,
@@ -137,6 +140,12 @@ def read_query(query: EventQuery, sent: Sequence[tuple[str, str]]) -> Question:
         newest_first=query.order == "desc",
     )
     return _on_page(query, wanted)
+
+
+def _readable(source: str | None, project: str | None) -> str | None:
+    if project is not None and source not in {None, project}:
+        raise Forbidden(f"The key reads the project '{project}' alone, which source has to name.")
+    return source if project is None else project
 
 
 def _on_page(query: EventQuery, wanted: Filter) -> Question:

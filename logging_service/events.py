@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 import re2
 
+from logging_service import audit
 from logging_service.errors import EventRejected
 from logging_service.wire import EPOCH_UNIX_MICROS, NULL, column, encode, to_micros
 
@@ -124,6 +125,14 @@ def check_event_type(event_type: str) -> bytes:
     return column(event_type.encode())
 
 
+@lru_cache(maxsize=4096)
+def check_sent_type(event_type: str) -> bytes:
+    """Return the same for a type that a sender may use: the service alone makes the audit."""
+    if event_type.startswith(audit.PREFIX):
+        raise EventRejected("event_type", f"may not begin with {audit.PREFIX}")
+    return check_event_type(event_type)
+
+
 # Events of a session come together; a look-up costs a fifth of making the column.
 @lru_cache(maxsize=16_384, typed=True)
 def _session_column(session_id: int | str | None) -> bytes:
@@ -233,7 +242,7 @@ class EventEncoder:
 
     def encode(self, sent: SentEvent, origin: Origin, *, suspicious: bool) -> Encoded:
         """Return the event's bytes; raises EventRejected naming the first field at fault."""
-        texts = _session_column(sent.session_id) + check_event_type(sent.event_type)
+        texts = _session_column(sent.session_id) + check_sent_type(sent.event_type)
         if sent.trace_id is None and sent.request_id is None:
             texts += origin.columns
         else:

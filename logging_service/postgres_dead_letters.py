@@ -8,8 +8,10 @@ from typing import Any
 import aiosql
 import asyncpg
 
+from logging_service.audit import DROPPED, REPLAYED, Actor, Note
 from logging_service.ports import KeptLetter, LetterFilter, LetterKey
 from logging_service.postgres import open_pool, weather
+from logging_service.postgres_notes import note
 
 _sql: Any = aiosql.from_path(Path(__file__).parent / "sql" / "dead_letters.sql", "asyncpg")
 
@@ -56,16 +58,25 @@ class PostgresDeadLetters:
             rows = [KeptLetter(*row) async for row in _sql.letters(connection, ids=ids)]
         return {letter.id: letter for letter in rows}
 
-    async def mark_replayed(self, keys: Sequence[LetterKey]) -> None:
-        """Say that the events are on their way again; one that failed since stays as it is."""
+    async def mark_replayed(self, keys: Sequence[LetterKey], actor: Actor) -> None:
+        """Say that the events are on their way again; one that failed since stays as it is.
+
+        With a note for the audit of who did that.
+        """
         ids, attempts = [key.id for key in keys], [key.attempts for key in keys]
-        async with self._connection() as connection:
+        replayed = Note(REPLAYED, actor, {"dead_letters": len(ids), "ids": ids})
+        async with self._connection() as connection, connection.transaction():
+            await note(connection, replayed)
             await _sql.mark_replayed(connection, ids=ids, attempts=attempts)
 
-    async def drop(self, ids: Sequence[int]) -> int:
-        """Forget letters for good, and return how many there were."""
-        async with self._connection() as connection:
-            return len([row async for row in _sql.drop_letters(connection, ids=ids)])
+    async def drop(self, ids: Sequence[int], actor: Actor) -> int:
+        """Forget letters for good, with a note for the audit, and return how many there were."""
+        async with self._connection() as connection, connection.transaction():
+            dropped = [row["id"] async for row in _sql.drop_letters(connection, ids=ids)]
+            if dropped:
+                payload = {"dead_letters": len(dropped), "ids": dropped}
+                await note(connection, Note(DROPPED, actor, payload))
+        return len(dropped)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:

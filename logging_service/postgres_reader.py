@@ -27,6 +27,8 @@ from logging_service.postgres import (
     open_pool,
     weather,
 )
+from logging_service.postgres_projects import Places, most_of, types_of
+from logging_service.postgres_roles import role_warnings
 from logging_service.read_statements import SQL, Statement
 
 READ_SECONDS = 2.0
@@ -68,6 +70,9 @@ class _Search:
         self._wanted = wanted
         self._deadline = time.monotonic() + seconds
         self._chunk = _FIRST_CHUNK
+        # A session is read by its own index.
+        leaps = wanted.source is not None and wanted.session_id is None
+        self._places = Places(connection, wanted, self._deadline) if leaps else None
 
     async def collect(self, most: int, columns: str) -> list[asyncpg.Record]:
         """Return the next matches, `most` unless the rows, the time or the room come to an end."""
@@ -79,6 +84,8 @@ class _Search:
             rows = await self._next_chunk(slice_, columns)
             found += rows
             room -= _size(rows)
+            if not rows and not self.ended:
+                await self._leap()
             if time.monotonic() >= self._deadline:
                 break
         return found
@@ -94,6 +101,16 @@ class _Search:
             self.after = _key_of(rows[-1])
         self.ended = len(rows) < most and (not rows or rows[-1]["place"] < chunk)
         return [row for row in rows if row["matches"]]
+
+    async def _leap(self) -> None:
+        """Go on where the project has events again, if that is known."""
+        if self._places and self.after:
+            before = self.after
+            self.after = await self._places.behind(before)
+            self.ended = self._places.ended
+            if self.after != before:
+                # What is looked for is near by.
+                self._chunk = _FIRST_CHUNK
 
     async def _read(self, most: int, columns: str, payload: str) -> list[asyncpg.Record]:
         statement = Statement(self._wanted)
@@ -155,6 +172,8 @@ class PostgresReader:
     async def total(self, wanted: Filter) -> Total:
         """Count matching events: exactly up to 10,000, else as the planner estimates.
 
+        Of one project the estimate is the number of its events of these types and in these days.
+
         The count is given 0.3 seconds, so a filter that reads rows often has an estimate only.
         """
         with weather("total"):
@@ -165,27 +184,30 @@ class PostgresReader:
                 estimated = await _estimate(connection, wanted)
                 return Total(max(estimated, counted or 0), is_estimate=True)
 
-    async def find(self, event_id: UUID, timestamp: datetime | None) -> Event | None:
+    async def find(
+        self, event_id: UUID, timestamp: datetime | None, source: str | None = None
+    ) -> Event | None:
         """Return one event, by one look where its time is known or in its id.
 
         Else the partitions are read, newest first; raises QueryRejected when two seconds are not
-        enough for that.
+        enough for that. With a `source` it is an event of that project.
         """
         with weather("event"):
             async with self._connection() as connection:
                 span = _span_of(event_id, timestamp)
-                row = await connection.fetchrow(SQL["event_at"], *span, event_id) if span else None
+                sought = (event_id, source)
+                row = await connection.fetchrow(SQL["event_at"], *span, *sought) if span else None
                 if row is None and timestamp is None:
-                    row = await self._find_anywhere(connection, event_id)
+                    row = await self._find_anywhere(connection, *sought)
                 return None if row is None else _event(row)
 
     async def _find_anywhere(
-        self, connection: asyncpg.Connection, event_id: UUID
+        self, connection: asyncpg.Connection, event_id: UUID, source: str | None
     ) -> asyncpg.Record | None:
         try:
             async with asyncio.timeout(self._read_seconds):
                 for since, until in await connection.fetch(SQL["partitions"]):
-                    row = await connection.fetchrow(SQL["event_at"], since, until, event_id)
+                    row = await connection.fetchrow(SQL["event_at"], since, until, event_id, source)
                     if row is not None:
                         return row
         except TimeoutError:
@@ -196,14 +218,17 @@ class PostgresReader:
             ) from None
         return None
 
-    async def event_types(self) -> list[EventTypeCount]:
+    async def event_types(self, source: str | None = None) -> list[EventTypeCount]:
         """Return every stored event type, most frequent first.
 
         Counts are exact if two seconds are enough to count, else each is the planner's estimate,
-        an EstimatedTypeCount; first and last are always exact.
+        an EstimatedTypeCount; first and last are always exact. With a `source` they are those of
+        that project, as the roll-ups count them.
         """
         with weather("event types"):
             async with self._connection() as connection:
+                if source is not None:
+                    return await types_of(connection, source)
                 try:
                     async with asyncio.timeout(self._read_seconds):
                         rows = await connection.fetch(SQL["count_types"])
@@ -222,6 +247,12 @@ class PostgresReader:
     async def check(self) -> None:
         """Raise BackendUnavailable, SchemaMismatch or SchemaTooNew when nothing can be read."""
         await check_schema(self._pool)
+
+    async def warnings(self) -> list[str]:
+        """Return what is to be said of the role by which events are read; raises like `check`."""
+        with weather("role"):
+            async with self._connection() as connection:
+                return await role_warnings(connection)
 
     def _connection(self) -> Any:
         return self._pool.acquire(timeout=_ACQUIRE_SECONDS)
@@ -297,6 +328,9 @@ async def _count(connection: asyncpg.Connection, wanted: Filter) -> int | None:
 
 
 async def _estimate(connection: asyncpg.Connection, wanted: Filter) -> int:
+    if wanted.source is not None:
+        # The planner's number would tell something of the other projects.
+        return await most_of(connection, wanted)
     statement = Statement(wanted)
     text = SQL["estimate"].format(conditions=statement.everything())
     plan = msgspec.json.decode(await connection.fetchval(text, *statement.values))

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -10,6 +11,8 @@ from uuid import UUID
 import aiosql
 import asyncpg
 
+from logging_service.audit import COMMAND_LINE, REPRICED, Note
+from logging_service.postgres_notes import note
 from logging_service.postgres_sole import note_change, open_sole_connection
 from logging_service.repricing import CallKey, Correction, KeptCall, Wanted
 from logging_service.usage import Counts, Usage
@@ -52,7 +55,10 @@ class PostgresCallLedger:
         return [_call(row) async for row in rows]
 
     async def record(self, corrections: Sequence[Correction]) -> None:
-        """Append entries, and what they change to what is yet to be folded into the roll-ups."""
+        """Append entries, and what they change to what is yet to be folded into the roll-ups.
+
+        With a note for the audit.
+        """
         await _sql.record_corrections(
             self._connection,
             timestamp=[one.key.timestamp for one in corrections],
@@ -65,12 +71,24 @@ class PostgresCallLedger:
             unpriced_reason=[one.unpriced_reason for one in corrections],
         )
         await note_change(self._connection)
+        await note(self._connection, _note_of(corrections))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """Yield in a transaction that is committed at the end, or taken back."""
         async with self._connection.transaction():
             yield
+
+
+def _note_of(corrections: Sequence[Correction]) -> Note:
+    difference = Decimal(sum(one.cost_nanos for one in corrections)).scaleb(-9)
+    payload = {
+        "corrections": len(corrections),
+        "first": corrections[0].key.timestamp,
+        "last": corrections[-1].key.timestamp,
+        "difference_dollars": f"{difference:f}",
+    }
+    return Note(REPRICED, COMMAND_LINE, payload)
 
 
 def _call(row: asyncpg.Record) -> KeptCall:

@@ -20,6 +20,7 @@ from relay import a_relay
 from served import ask, served
 
 from logging_service import wire
+from logging_service.audit import COMMAND_LINE
 from logging_service.balance import TERMS, Balance, Glance, Reading
 from logging_service.bookkeeper import Bookkeeper, read_balance
 from logging_service.books import Account, Moved
@@ -289,14 +290,14 @@ class TestArithmetic:
 
 
 @pytest.fixture
-async def books(database_url: str) -> AsyncIterator[PostgresBooks]:
-    async with open_postgres_books(database_url, connections=4) as opened:
+async def books(services_url: str) -> AsyncIterator[PostgresBooks]:
+    async with open_postgres_books(services_url, connections=4) as opened:
         yield opened
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[PostgresStore]:
-    async with open_postgres_store(database_url, connections=4) as opened:
+async def store(services_url: str) -> AsyncIterator[PostgresStore]:
+    async with open_postgres_store(services_url, connections=4) as opened:
         yield opened
 
 
@@ -556,7 +557,8 @@ class TestPipeline:
         await database.execute("ALTER TABLE log_events DROP CONSTRAINT no")
         async with open_postgres_dead_letters(database_url, connections=1) as letters:
             keys = await letters.keys(LetterFilter(), 10)
-            assert [step.replayed async for step in replay(letters, pipeline.queue, keys)] == [1]
+            steps = replay(letters, pipeline.queue, keys, COMMAND_LINE)
+            assert [step.replayed async for step in steps] == [1]
         assert await pipeline.told() == {
             "accepted": 4,
             "stored": 2,
@@ -781,12 +783,14 @@ class TestRoute:
         [
             ("none", 200),
             ("wrong", 401),
-            ("read and write", 200),
+            ("read and write", 403),
             ("admin", 200),
             ("forwarded", 401),
         ],
     )
-    async def test_the_reading_rule_holds(self, service: str, key: str, status: int) -> None:
+    async def test_who_reads_all_projects_is_let_in(
+        self, service: str, key: str, status: int
+    ) -> None:
         assert (await ask(f"{service}/balance", headers=KEYS[key])).status_code == status
 
     async def test_it_tells_every_term(self, service: str, pipeline: Pipeline) -> None:

@@ -2,9 +2,6 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
@@ -13,12 +10,13 @@ from typing import Any
 import asyncpg
 import pytest
 import requests
+from commanded import CommandHere
 from conftest import ADMIN_API_KEY, API_KEY
 from events_made import an_event
 from served import ask, served
-from servers import ROOT
 
 from logging_service import wire
+from logging_service.audit import COMMAND_LINE
 from logging_service.dead_letters import page_of, replay, shown
 from logging_service.delivering import sort_events
 from logging_service.errors import BackendUnavailable
@@ -34,14 +32,14 @@ LONG_AGO = wire.now_micros() - 40 * 86_400 * 1_000_000
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[PostgresStore]:
-    async with open_postgres_store(database_url, connections=4) as opened:
+async def store(services_url: str) -> AsyncIterator[PostgresStore]:
+    async with open_postgres_store(services_url, connections=4) as opened:
         yield opened
 
 
 @pytest.fixture
-async def letters(database_url: str) -> AsyncIterator[PostgresDeadLetters]:
-    async with open_postgres_dead_letters(database_url, connections=2) as opened:
+async def letters(services_url: str) -> AsyncIterator[PostgresDeadLetters]:
+    async with open_postgres_dead_letters(services_url, connections=2) as opened:
         yield opened
 
 
@@ -70,7 +68,8 @@ async def consume(queue: RedisQueue, store: PostgresStore) -> Appended:
 
 async def replay_all(letters: PostgresDeadLetters, queue: RedisQueue) -> tuple[int, dict[int, str]]:
     replayed, refused = 0, dict[int, str]()
-    async for step in replay(letters, queue, await letters.keys(LetterFilter(), 10_000)):
+    keys = await letters.keys(LetterFilter(), 10_000)
+    async for step in replay(letters, queue, keys, COMMAND_LINE):
         replayed += step.replayed
         refused |= {refusal.id: refusal.detail for refusal in step.refused}
     return replayed, refused
@@ -218,7 +217,7 @@ class TestReplay:
         await bury(store, event)
         keys = await letters.keys(LetterFilter(), 10)
         await bury(store, event)
-        await letters.mark_replayed(keys)
+        await letters.mark_replayed(keys, COMMAND_LINE)
         assert await store.dead_letters() == 1
 
     async def test_a_crash_before_the_mark_only_makes_a_duplicate(
@@ -276,8 +275,8 @@ class TestReplay:
     ) -> None:
         await bury(store, an_event())
         keys = await letters.keys(LetterFilter(), 10)
-        await letters.drop([1])
-        steps = [step async for step in replay(letters, queue, keys)]
+        await letters.drop([1], COMMAND_LINE)
+        steps = [step async for step in replay(letters, queue, keys, COMMAND_LINE)]
         assert [(step.replayed, step.refused[0].id) for step in steps] == [(0, 1)]
 
     async def test_a_queue_that_is_away_leaves_the_letters_open(
@@ -462,7 +461,7 @@ class TestRoutes:
         await bury(store, an_event("a"))
         await bury(store, an_event("b"))
         await bury(store, an_event("a"), reason="conflict")
-        await letters.mark_replayed([LetterKey(2, 1, 0)])
+        await letters.mark_replayed([LetterKey(2, 1, 0)], COMMAND_LINE)
         assert await service.ids() == [3, 1]
         assert await service.ids(reason="rejected") == [1]
         assert await service.ids(reason="rejected", event_type="b") == []
@@ -608,7 +607,7 @@ class TestRoutes:
         await bury(store, an_event())
         await bury(store, b"garbage", reason="unreadable")
         await bury(store, an_event())
-        await letters.mark_replayed([LetterKey(3, 1, 0)])
+        await letters.mark_replayed([LetterKey(3, 1, 0)], COMMAND_LINE)
         answer = (await service.replay({"ids": [99, 1, 2, 3]})).json()
         assert answer["replayed"] == 1
         assert [refusal["id"] for refusal in answer["refused"]] == [2, 3, 99]
@@ -654,33 +653,9 @@ class TestRoutes:
             assert [answer.status_code for answer in answers] == [503] * 3
 
 
-class Command:
-    """`logging-service dead-letters` as a process."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = {"PATH": os.environ["PATH"], **environment}
-
-    async def run(
-        self, *arguments: str, answer: str = "", code: int = 0
-    ) -> subprocess.CompletedProcess[str]:
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "logging_service.cli", "dead-letters", *arguments],
-            cwd=ROOT,
-            env=self._environment,
-            input=answer,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-
 @pytest.fixture
-def command(environment: dict[str, str]) -> Command:
-    return Command(environment)
+def command(environment: dict[str, str]) -> CommandHere:
+    return CommandHere("dead-letters", environment)
 
 
 def lines(text: str) -> Sequence[str]:
@@ -689,7 +664,7 @@ def lines(text: str) -> Sequence[str]:
 
 class TestCommands:
     async def test_list_shows_letters_to_people_and_programs(
-        self, command: Command, store: PostgresStore
+        self, command: CommandHere, store: PostgresStore
     ) -> None:
         assert (await command.run("list")).stdout == "no dead letters\n"
         await bury(store, an_event("llm_query_sent", "s1"))
@@ -704,7 +679,7 @@ class TestCommands:
         assert [letter["id"] for letter in json.loads(rest.stdout)["dead_letters"]] == [1]
 
     async def test_show_shows_one_letter_with_its_payload(
-        self, command: Command, store: PostgresStore
+        self, command: CommandHere, store: PostgresStore
     ) -> None:
         await bury(store, an_event(payload={"user": "ada"}))
         shown_letter = await command.run("show", "1")
@@ -716,7 +691,7 @@ class TestCommands:
         assert gone.stderr == "there is no dead letter 99\n"
 
     async def test_a_terminal_obeys_nothing_that_a_letter_says(
-        self, command: Command, store: PostgresStore
+        self, command: CommandHere, store: PostgresStore
     ) -> None:
         hostile = "\x1b]0;owned\x07\x1b[2J[bold]\x9b"
         await bury(store, an_event(session_id=hostile, payload={"text": "\x9b2J"}))
@@ -726,7 +701,7 @@ class TestCommands:
             assert all(line.isprintable() for line in text.splitlines())
 
     async def test_replay_puts_events_back_and_says_what_was_refused(
-        self, command: Command, store: PostgresStore, queue: RedisQueue
+        self, command: CommandHere, store: PostgresStore, queue: RedisQueue
     ) -> None:
         await bury(store, *(an_event() for _ in range(3)))
         assert (await command.run("replay", "1", "2")).stdout == "replayed 2\n"
@@ -740,7 +715,7 @@ class TestCommands:
         assert (await queue.status()).size == 3
 
     async def test_replay_takes_one_reason_alone(
-        self, command: Command, store: PostgresStore
+        self, command: CommandHere, store: PostgresStore
     ) -> None:
         await bury(store, an_event())
         await bury(store, an_event(), reason="conflict")
@@ -748,7 +723,7 @@ class TestCommands:
         assert await store.dead_letters() == 1
 
     async def test_drop_asks_and_forgets_for_good(
-        self, command: Command, store: PostgresStore, letters: PostgresDeadLetters
+        self, command: CommandHere, store: PostgresStore, letters: PostgresDeadLetters
     ) -> None:
         await bury(store, *(an_event() for _ in range(4)))
         asked = await command.run("drop", "1", "2", answer="n\n", code=1)
@@ -775,14 +750,16 @@ class TestCommands:
         ids=" ".join,
     )
     async def test_a_wrong_choice_is_refused_before_anything_is_done(
-        self, command: Command, store: PostgresStore, arguments: tuple[str, ...]
+        self, command: CommandHere, store: PostgresStore, arguments: tuple[str, ...]
     ) -> None:
         await bury(store, an_event())
         await command.run(*arguments, code=2)
         assert await store.dead_letters() == 1
 
     @pytest.mark.parametrize("name", ["list", "show", "replay", "drop"])
-    async def test_each_explains_itself_with_an_example(self, command: Command, name: str) -> None:
+    async def test_each_explains_itself_with_an_example(
+        self, command: CommandHere, name: str
+    ) -> None:
         assert f"dead-letters {name}" in (await command.run(name, "--help")).stdout
 
     @pytest.mark.parametrize("variable", ["DATABASE_URL", "REDIS_URL"])
@@ -796,6 +773,6 @@ class TestCommands:
         await bury(store, an_event())
         scheme = environment[variable].partition(":")[0]
         away = {**environment, variable: f"{scheme}://nobody@127.0.0.1:{free_port}/0"}
-        done = await Command(away).run("replay", "--all", code=1)
+        done = await CommandHere("dead-letters", away).run("replay", "--all", code=1)
         assert len(lines(done.stderr)) == 1
         assert await store.dead_letters() == 1

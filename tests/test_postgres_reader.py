@@ -24,8 +24,8 @@ DAY = 86_400
 
 
 @pytest.fixture
-async def reader(database_url: str) -> AsyncIterator[PostgresReader]:
-    async with open_postgres_reader(database_url, connections=2) as opened:
+async def reader(services_url: str) -> AsyncIterator[PostgresReader]:
+    async with open_postgres_reader(services_url, connections=2) as opened:
         yield opened
 
 

@@ -44,6 +44,7 @@ SELECT event_id, timestamp, received_at, event_type, session_id, source, trace_i
        payload
   FROM log_events
  WHERE timestamp >= $1 AND timestamp < $2 AND event_id = $3
+   AND ($4::text IS NULL OR source = $4)
  ORDER BY timestamp DESC
  LIMIT 1
 
@@ -89,3 +90,85 @@ SELECT timestamp, event_id, digest
                       WHERE log_events.timestamp = wanted.timestamp
                         AND log_events.event_id = wanted.event_id
                       LIMIT 1) AS found
+
+-- name: places
+-- Times from $1 to $2 in which a project can have events of these types ('': of any): quarter hours
+-- that count some, and days of which nothing is counted.
+SELECT bucket AS since, bucket + interval '15 minutes' AS until
+  FROM usage_rollup
+ WHERE span = 15 AND bucket >= $1 AND bucket < $2 AND source = $3 AND event_type = ANY ($4)
+ UNION
+SELECT bucket, bucket + interval '15 minutes'
+  FROM usage_deltas
+ WHERE bucket >= $1 AND bucket < $2 AND source = $3 AND event_type = ANY ($4)
+ UNION
+SELECT day.since, day.until
+  FROM unnest($5::timestamptz[], $6::timestamptz[]) AS day (since, until)
+ WHERE day.since >= $1 AND day.since < $2
+   AND NOT EXISTS (SELECT FROM usage_rollup WHERE span = 1440 AND bucket = day.since)
+   AND NOT EXISTS (SELECT FROM usage_deltas WHERE bucket >= day.since AND bucket < day.until)
+ ORDER BY since
+
+-- name: count_of_source
+-- How many events of these types ('': of any) the roll-ups count of a project in rows of a span.
+SELECT coalesce(sum(events), 0)::bigint
+  FROM (SELECT events
+          FROM usage_rollup
+         WHERE span = $5 AND bucket >= $1 AND bucket < $2 AND source = $3 AND event_type = ANY ($4)
+         UNION ALL
+        SELECT events
+          FROM usage_deltas
+         WHERE bucket >= $1 AND bucket < $2 AND source = $3 AND event_type = ANY ($4)) AS counted
+
+-- name: types_of_source
+-- What the roll-ups count of a project from $2 on. The first and the last event of a type are looked
+-- for in the quarter hours in which they are, since no index has the source.
+WITH counted AS (
+    SELECT event_type, events, bucket AS first_day, bucket AS last_day
+      FROM usage_rollup
+     WHERE span = 1440 AND bucket >= $2 AND source = $1 AND event_type <> ''
+     UNION ALL
+    SELECT event_type, events, date_trunc('day', bucket, 'UTC'), date_trunc('day', bucket, 'UTC')
+      FROM usage_deltas
+     WHERE bucket >= $2 AND source = $1 AND event_type <> ''
+), types AS (
+    SELECT event_type, sum(events)::bigint AS count, min(first_day) AS first_day,
+           max(last_day) AS last_day
+      FROM counted
+     GROUP BY event_type
+), quarters AS (
+    SELECT event_type, count,
+           (SELECT min(bucket)
+              FROM (SELECT bucket FROM usage_rollup
+                     WHERE span = 15 AND bucket >= first_day
+                       AND bucket < first_day + interval '1 day'
+                       AND source = $1 AND usage_rollup.event_type = types.event_type
+                     UNION ALL
+                    SELECT bucket FROM usage_deltas
+                     WHERE source = $1 AND usage_deltas.event_type = types.event_type
+                       AND bucket >= $2) AS firsts) AS first,
+           (SELECT max(bucket)
+              FROM (SELECT bucket FROM usage_rollup
+                     WHERE span = 15 AND bucket >= last_day
+                       AND bucket < last_day + interval '1 day'
+                       AND source = $1 AND usage_rollup.event_type = types.event_type
+                     UNION ALL
+                    SELECT bucket FROM usage_deltas
+                     WHERE source = $1 AND usage_deltas.event_type = types.event_type
+                       AND bucket >= $2) AS lasts) AS last
+      FROM types
+)
+SELECT event_type, count,
+       coalesce((SELECT min(timestamp) FROM log_events
+                  WHERE timestamp >= quarters.first
+                    AND timestamp < quarters.first + interval '15 minutes'
+                    AND source = $1 AND log_events.event_type = quarters.event_type),
+                first) AS first,
+       coalesce((SELECT max(timestamp) FROM log_events
+                  WHERE timestamp >= quarters.last
+                    AND timestamp < quarters.last + interval '15 minutes'
+                    AND source = $1 AND log_events.event_type = quarters.event_type),
+                last) AS last
+  FROM quarters
+ WHERE count > 0
+ ORDER BY count DESC, event_type
