@@ -21,7 +21,7 @@ install: .venv/installed ## create .venv and install everything, with hashes
 up: install ## run the whole pipeline; Ctrl-C stops it
 	@exec $(PY) -m logging_service.cli up
 
-check: install ## lint, types, imports, dead code: under a minute
+check: install ## lint, types, imports, dead code, vulnerabilities: about a minute
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -30,6 +30,7 @@ check: install ## lint, types, imports, dead code: under a minute
 	.venv/bin/vulture
 	$(PY) -m pip check 2>/dev/null || $(PYTHON) -m pip --python $(PY) check
 	$(PY) tests/check_tree.py
+	$(PY) tests/check_vulnerabilities.py
 
 test: check ## every check, then every test against real servers
 	$(PY) -m pytest -q
@@ -39,6 +40,9 @@ bench: install ## the published figures: a table, then one line of JSON
 
 bench-query: install ## how long queries take on 1 and 10 million events: 15 minutes, 20 GB
 	@$(PY) bench/query.py
+
+bench-redaction: install ## what redaction finds of a labelled corpus, and what it costs
+	@$(PY) bench/redaction.py
 
 chaos: install ## the crash run: make chaos MINUTES=5 SEED=1 (both optional)
 	@$(PY) chaos/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
@@ -52,4 +56,4 @@ lock: install ## write both requirements files anew from pyproject.toml
 clean-data: install ## ask, stop what runs, remove DATA_DIR
 	@$(PY) -m logging_service.cli clean-data
 
-.PHONY: help install up check test bench bench-query chaos lock clean-data
+.PHONY: help install up check test bench bench-query bench-redaction chaos lock clean-data

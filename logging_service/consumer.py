@@ -9,7 +9,6 @@ if __name__ == "__main__" and not __package__:
 import asyncio
 import os
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,14 +18,18 @@ import uvloop
 from fastapi import FastAPI
 from starlette.responses import Response
 
+from logging_service.audit_trail import forwarding_audit
 from logging_service.backends import open_queue, open_store
 from logging_service.delivering import Consumer, Limits
 from logging_service.errors import SchemaMismatch, SettingsError
-from logging_service.health import Check, Health, health
+from logging_service.health import Check, Health, Warn, health
+from logging_service.http_protocol import LimitedProtocol
 from logging_service.logs import configure_logs
 from logging_service.ports import EventQueue, EventStore
 from logging_service.server import (
+    FaceConfig,
     forward_library_logs,
+    open_listener,
     refuse_to_start,
     serving,
     spare_the_collector,
@@ -43,7 +46,7 @@ DESCRIPTION = "Stores what waits in the queue. Here it tells how it fares."
 _LEAVE_AT, _GONE_AT = 0.8, 0.95
 
 
-def _health_face(settings: Settings, checks: tuple[Check, ...]) -> RequestContext:
+def _health_face(settings: Settings, checks: tuple[Check, ...], warn: Warn) -> RequestContext:
     @asynccontextmanager
     async def lifespan(_face: FastAPI) -> AsyncIterator[None]:
         yield
@@ -53,19 +56,29 @@ def _health_face(settings: Settings, checks: tuple[Check, ...]) -> RequestContex
     @face.get("/health", responses={200: schema_of(Health), 503: schema_of(Health)})
     async def consumer_health() -> Response:
         """Say how the queue and the database are, and whether events are stored."""
-        return await health(SERVICE, checks, None)
+        return await health(SERVICE, checks, None, warn)
 
     describe_types(face, (Health,))
     return RequestContext(face, SERVICE, endpoints_of(face))
 
 
-async def _open_face(stack: AsyncExitStack, settings: Settings, checks: tuple[Check, ...]) -> None:
+class _HealthProtocol(LimitedProtocol):
+    service = SERVICE
+
+
+async def _open_face(
+    stack: AsyncExitStack, settings: Settings, checks: tuple[Check, ...], warn: Warn
+) -> None:
+    face = _health_face(settings, checks, warn)
+    config = FaceConfig(
+        face, "metrics", settings, http=_HealthProtocol, lifespan="off", timeout_graceful_shutdown=1
+    )
     try:
-        listener = socket.create_server((settings.metrics_host, settings.metrics_port))
+        listener = open_listener(config.host, config.port)
     except OSError as error:
         _log.warning("metrics_port_taken", port=settings.metrics_port, reason=str(error))
         return
-    await stack.enter_async_context(serving(_health_face(settings, checks), listener))
+    await stack.enter_async_context(serving(config, listener))
 
 
 def _checks(queue: EventQueue, store: EventStore, consumer: Consumer) -> tuple[Check, ...]:
@@ -87,8 +100,9 @@ async def consume(settings: Settings) -> None:
         queue = await stack.enter_async_context(open_queue(settings))
         store = await stack.enter_async_context(open_store(settings))
         books = await stack.enter_async_context(keeping_books(settings, queue))
+        await stack.enter_async_context(forwarding_audit(settings, queue))
         consumer = Consumer(queue, store, books, stopping, Limits.of(settings))
-        await _open_face(stack, settings, _checks(queue, store, consumer))
+        await _open_face(stack, settings, _checks(queue, store, consumer), store.warnings)
         await wait_for_schema(settings, store, stopping)
         spare_the_collector()
         _log.info("consuming", queue=settings.redis_queue_name)

@@ -16,13 +16,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from logging_service import metrics
 from logging_service.auth import Principal
+from logging_service.client_address import ClientAddresses
 from logging_service.errors import (
     BodyTooLarge,
     HeaderTooLarge,
     LoggingServiceError,
+    Misdirected,
     NotHttp,
     TooSlow,
 )
+from logging_service.server import FaceConfig
 from logging_service.web import request_id_from
 from logging_service.write_path import (
     BODY_LIMITS,
@@ -40,6 +43,8 @@ _LINGER_SECONDS = 1.0
 # At the stop: how long a request may still come on a new connection, and on one that was used.
 _NEW_SECONDS, _USED_SECONDS = 2.0, 0.1
 _SWEEP_SECONDS = 1.0
+# No host is named so: what two Host headers amount to.
+_TWO_HOSTS = b" "
 _ENDPOINTS = {path.encode(): path for path in BODY_LIMITS}
 
 
@@ -88,9 +93,13 @@ class _Write:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Refuses headers over 16 KiB, and senders who need over 10 s for a header, 30 s for a body."""
+    """Refuses headers over 16 KiB, and senders who need over 10 s for a header, 30 s for a body.
+
+    It refuses, too, who asks for a host that is not this one; a browser always names one.
+    """
 
     service = "query_service"
+    config: FaceConfig
     cycle: Any
     phase = _Phase.HEADER
     # How many requests have begun: with the phase it tells the sweeper whether anything moved.
@@ -100,6 +109,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _chunk = 0
     _owes_answer = False
     _header_fed = 0
+    _host: bytes | None = None
     is_ending = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -133,13 +143,16 @@ class LimitedProtocol(HttpToolsProtocol):
         self._header_fed = 0
         self.url = b""
         self.headers = []
+        self._host = None
         self.expect_100_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect one header line; trailers, which come behind the body, only count."""
         if self.phase is _Phase.HEADER:
             name = name.lower()
-            if name == b"expect" and value.lower() == b"100-continue":
+            if name == b"host":
+                self._host = value if self._host is None else _TWO_HOSTS
+            elif name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
             self.headers.append((name, value))
             return
@@ -149,7 +162,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand the request to uvicorn."""
-        if not self.header_fits():
+        if not self.header_is_good():
             return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -159,14 +172,17 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.is_ending:
             self.cycle.keep_alive = False
 
-    def header_fits(self) -> bool:
-        """Whether the header that is complete now is within the limit; refuse it if not."""
+    def header_is_good(self) -> bool:
+        """Whether the complete header is within the limit and names our host; refuse it if not."""
         if self.phase is _Phase.LINGER:
             return False
         # A header that came in one small chunk fits; any other is measured.
         is_small = self._chunk <= MAX_HEADER_BYTES and not self._header_fed
         if not is_small and self._header_bytes() > MAX_HEADER_BYTES:
             self.refuse(HeaderTooLarge())
+            return False
+        if self._host is not None and not self.config.allowed_hosts.admit(self._host):
+            self.refuse(Misdirected())
             return False
         self.phase = _Phase.BODY
         return True
@@ -208,7 +224,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.is_free():
             return False
         self.cycle.keep_alive = False
-        return True
+        # TLS has no half-closed connections.
+        return self.scheme != "https"
 
     def shutdown(self) -> None:
         """Answer the request that is under way or on its way, and then close.
@@ -256,7 +273,8 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         request_id = request_id_from(self.headers or ())
         began = time.monotonic()
-        self.send_answer(refusal(error), endpoint, began, request_id, keep_alive=False)
+        answer = refusal(error, self.root_path)
+        self.send_answer(answer, endpoint, began, request_id, keep_alive=False)
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
 
@@ -275,8 +293,9 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         """Write a whole answer and count it; `began` is by the monotonic clock."""
         request_id = request_id or b"%b-%x" % (_process, next(_answers))
-        parts = [STATUS_LINE[answer.status]]
-        for name, value in (*self.server_state.default_headers, *answer.headers):
+        standing = self.config.header_lines(self.server_state.default_headers)
+        parts = [STATUS_LINE[answer.status], standing]
+        for name, value in answer.headers:
             parts += (name, b": ", value, b"\r\n")
         if not keep_alive:
             parts.append(b"connection: close\r\n")
@@ -329,7 +348,7 @@ class WriteProtocol(LimitedProtocol):
         if endpoint is None or not self._is_plain():
             super().on_headers_complete()
             return
-        if not self.header_fits():
+        if not self.header_is_good():
             return
         headers = dict(self.headers)
         keep_alive = self.parser.should_keep_alive() and not self.is_ending
@@ -338,7 +357,7 @@ class WriteProtocol(LimitedProtocol):
         try:
             if _declared_size(headers) > write.limit:
                 raise _too_large(write.limit)
-            write.principal = writes.admit(headers)
+            write.principal = writes.admit(headers, self._address())
         except LoggingServiceError as error:
             # Before the body: it is not worth the memory.
             self._refuse_write(write, error)
@@ -353,9 +372,16 @@ class WriteProtocol(LimitedProtocol):
             and self.parser.get_http_version() == "1.1"
             and not self.parser.should_upgrade()
             and not self.expect_100_continue
-            and not self.root_path
             and self.is_free()
+            and not (self.config.answers_other_origins and self._names_origin())
         )
+
+    def _address(self) -> str:
+        addresses: ClientAddresses = self.app_state["client_addresses"]
+        return addresses.of(self.client[0] if self.client else None, self.headers)
+
+    def _names_origin(self) -> bool:
+        return any(name == b"origin" for name, _ in self.headers)
 
     def on_body(self, body: bytes) -> None:
         """Collect a part of the body; refuse one that is too large without reading on."""
@@ -388,7 +414,10 @@ class WriteProtocol(LimitedProtocol):
 
         writes: WritePath = self.app_state["write_path"]
         writes.begin(
-            WriteRequest(write.principal, write.endpoint, write.query, write.headers, body), respond
+            WriteRequest(
+                write.principal, write.endpoint, write.query, write.headers, body, self.root_path
+            ),
+            respond,
         )
 
     def _finish(self, write: _Write, answer: Answer) -> None:

@@ -5,16 +5,23 @@ import gc
 import logging
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Literal, NoReturn
+from functools import partial
+from typing import Any, Literal, NoReturn
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.importer import import_from_string
 
+from logging_service.browsers import ALWAYS, ONLY_TLS, POLICY
+from logging_service.errors import SettingsError
+from logging_service.hosts import AllowedHosts, is_loopback, read_host_names
 from logging_service.settings import Settings
+from logging_service.tls import TlsFiles
 from logging_service.workers import Server, Workers, exit_on
 
 _log = structlog.get_logger()
@@ -54,6 +61,72 @@ def refuse_to_start(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+class FaceConfig(uvicorn.Config):
+    """The server of one of our HTTP faces: where it listens, for which hosts, with which TLS.
+
+    `options` are uvicorn's. Raises SettingsError when certificate and key cannot be used.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp | Callable[[], ASGIApp] | str,
+        face: str,
+        settings: Settings,
+        **options: Any,
+    ) -> None:
+        host = getattr(settings, f"{face}_host")
+        self.allowed_hosts = AllowedHosts(host, read_host_names(settings.allowed_hosts))
+        self.answers_other_origins = bool(settings.cors_origins)
+        tls = settings.tls_files(face)
+        if tls:
+            _check(face, tls)
+            options["ssl_context_factory"] = partial(_tls_context, tls)
+        self._standing = (POLICY, ONLY_TLS) if tls and not is_loopback(host) else (POLICY,)
+        self._lines: tuple[object, bytes] = (None, b"")
+        super().__init__(
+            app,
+            host=host,
+            port=getattr(settings, f"{face}_port"),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            headers=list(ALWAYS),
+            **options,
+        )
+
+    def header_lines(self, standing: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Return the lines of what uvicorn adds to every answer, and what we do.
+
+        The list `standing` is another one once a second, with the time in it.
+        """
+        made_of, lines = self._lines
+        if made_of is not standing:
+            lines = b"".join(b"%b: %b\r\n" % pair for pair in (*standing, *self._standing))
+            self._lines = (standing, lines)
+        return lines
+
+
+def _made(path: str, workers: int) -> ASGIApp:
+    app: ASGIApp = import_from_string(path)(workers)
+    return app
+
+
+def _check(face: str, files: TlsFiles) -> None:
+    try:
+        files.context()
+    except ValueError as error:
+        names = f"{face}_TLS_CERT and {face}_TLS_KEY".upper().replace(" AND ", " and ")
+        raise SettingsError(f"{names} cannot be used: {error}") from None
+
+
+def _tls_context(
+    files: TlsFiles, _config: uvicorn.Config, _default: Callable[[], ssl.SSLContext]
+) -> ssl.SSLContext:
+    return files.context()
+
+
 def serve(
     app: ASGIApp | str,
     service: str,
@@ -64,28 +137,27 @@ def serve(
 ) -> None:
     """Serve `app` on <SERVICE>_HOST and <SERVICE>_PORT until a signal; an exit code of 0 follows.
 
-    Several workers need the import path of a factory without arguments, `module:function`. SIGHUP
-    replaces them one by one; one alone it ends in order, like SIGTERM.
+    Several workers need the import path `module:function` of a factory, which is told how many
+    they are. SIGHUP replaces them one by one; one alone it ends in order, like SIGTERM.
     """
-    host, port = getattr(settings, f"{service}_host"), getattr(settings, f"{service}_port")
+    try:
+        config = FaceConfig(
+            partial(_made, app, workers) if isinstance(app, str) else app,
+            service,
+            settings,
+            factory=isinstance(app, str),
+            http=http,
+            lifespan="on",
+            log_level="error",
+            root_path=settings.root_path,
+        )
+    except SettingsError as error:
+        refuse_to_start(str(error))
+    host, port = config.host, config.port
     listener = _listen(service.upper(), host, port)
     forward_library_logs()
-    config = uvicorn.Config(
-        app,
-        factory=isinstance(app, str),
-        host=host,
-        port=port,
-        http=http,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-    )
     exit_on(signal.SIGINT, signal.SIGTERM)
-    _log.info("listening", host=host, port=port, workers=workers)
+    _log.info("listening", host=host, port=port, workers=workers, tls=config.is_ssl)
     grace = settings.shutdown_grace_seconds
     if workers > 1:
         sys.exit(Workers(config, listener, workers, grace).run())
@@ -103,17 +175,8 @@ class _Guest(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve `app` on `listener` in this loop for as long as the context is open."""
-    config = uvicorn.Config(
-        app,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
+async def serving(config: uvicorn.Config, listener: socket.socket) -> AsyncIterator[None]:
+    """Serve on `listener` in this loop for as long as the context is open."""
     server = _Guest(config)
     task = asyncio.create_task(server.serve([listener]))
     try:
@@ -123,10 +186,15 @@ async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
         await task
 
 
-def _listen(name: str, host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there; raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+def _listen(name: str, host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return open_listener(host, port)
     except OSError as error:
         reason = error.strerror or str(error)
         refuse_to_start(f"{name}_HOST={host} and {name}_PORT={port} cannot be used: {reason}")

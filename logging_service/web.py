@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -12,11 +12,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from logging_service import metrics
+from logging_service.browsers import admit_browsers, missing_headers
 from logging_service.errors import (
     BackendUnavailable,
     BodyNotSupported,
@@ -25,6 +27,8 @@ from logging_service.errors import (
     FieldRejected,
     Forbidden,
     HeaderTooLarge,
+    KeyConflict,
+    Misdirected,
     NotHttp,
     QueueFull,
     RateLimited,
@@ -32,12 +36,14 @@ from logging_service.errors import (
     TooSlow,
     Unauthenticated,
 )
-from logging_service.intake import FieldError
+from logging_service.intake import FieldError, check_json
 from logging_service.settings import Settings
 
 _log = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 5
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
@@ -74,7 +80,7 @@ PROBLEMS = {
     ),
     "forbidden": (
         "The key may not do this",
-        "The key is good but lacks the scope that the detail names.",
+        "The key is good but not for this; the detail says what it lacks.",
     ),
     "rate-limited": (
         "Too many requests",
@@ -83,6 +89,10 @@ PROBLEMS = {
     "header-too-large": (
         "The header is too large",
         "The request line and all headers may have 16 KiB together.",
+    ),
+    "misdirected": (
+        "This service does not go by that name",
+        "The Host header names none of its hosts. ALLOWED_HOSTS lists further ones.",
     ),
     "not-http": (
         "The request cannot be read",
@@ -95,6 +105,10 @@ PROBLEMS = {
     "not-found": (
         "There is nothing here",
         "The path, or what it names, does not exist. /docs lists what does.",
+    ),
+    "conflict": (
+        "What it names is not as this needs it",
+        "The detail says what has ended or is full. Sending it again does not help.",
     ),
     "method-not-allowed": (
         "The method is not allowed here",
@@ -126,8 +140,10 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     BodyNotSupported: (415, "body-not-supported"),
     Unauthenticated: (401, "unauthenticated"),
     Forbidden: (403, "forbidden"),
+    KeyConflict: (409, "conflict"),
     RateLimited: (429, "rate-limited"),
     HeaderTooLarge: (431, "header-too-large"),
+    Misdirected: (421, "misdirected"),
     NotHttp: (400, "not-http"),
     TooSlow: (408, "too-slow"),
     BackendUnavailable: (503, "unavailable"),
@@ -149,10 +165,14 @@ def problem(
     *,
     errors: Sequence[FieldError] = (),
     headers: Mapping[str, str] | None = None,
+    root_path: str = "",
 ) -> Response:
-    """Return a problem document of the type `/problems/<slug>`, one of PROBLEMS."""
+    """Return a problem document of the type `/problems/<slug>`, one of PROBLEMS.
+
+    `root_path` is what a proxy takes away before it passes requests on.
+    """
     title, _ = PROBLEMS[slug]
-    document = Problem(f"/problems/{slug}", title, status, detail, list(errors))
+    document = Problem(f"{root_path}/problems/{slug}", title, status, detail, list(errors))
     return Response(
         msgspec.json.encode(document),
         status,
@@ -161,35 +181,34 @@ def problem(
     )
 
 
-def problem_for(error: Exception) -> Response:
+def problem_for(error: Exception, root_path: str = "") -> Response:
     """Return the problem document of an error; one that is not the sender's tells no internals."""
     status, slug = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-    if isinstance(error, FieldRejected):
-        errors = [FieldError(error.loc, error.message)]
-        return problem(status, slug, str(error), errors=errors)
-    if isinstance(error, RateLimited):
-        return problem(status, slug, str(error), headers=error.headers)
-    if status < 500:  # noqa: PLR2004 - up to here the sender can mend it
-        return problem(status, slug, str(error))
-    return problem(status, slug, PROBLEMS[slug][1])
+    # Up to 499 the sender can mend it.
+    detail = str(error) if status < 500 else PROBLEMS[slug][1]  # noqa: PLR2004
+    errors = [FieldError(error.loc, error.message)] if isinstance(error, FieldRejected) else []
+    headers = error.headers if isinstance(error, RateLimited) else None
+    return problem(status, slug, detail, errors=errors, headers=headers, root_path=root_path)
 
 
-async def _answer_error(_request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
+    root_path = request.scope.get("root_path", "")
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        return _invalid(error, root_path)
     if isinstance(error, HTTPException):
-        slug = _HTTP_SLUGS.get(error.status_code, "validation")
-        return problem(error.status_code, slug, str(error.detail), headers=error.headers)
-    return problem_for(error)
+        status, slug = error.status_code, _HTTP_SLUGS.get(error.status_code, "validation")
+        detail, headers = str(error.detail), error.headers
+        return problem(status, slug, detail, headers=headers, root_path=root_path)
+    return problem_for(error, root_path)
 
 
-def _invalid(error: RequestValidationError) -> Response:
+def _invalid(error: RequestValidationError, root_path: str) -> Response:
     errors = [
         FieldError(_plain_name(fault["loc"]), fault["msg"].removeprefix("Value error, "))
         for fault in error.errors()
     ]
     detail = "; ".join(f"{fault.loc}: {fault.msg}" for fault in errors)
-    return problem(422, "validation", detail, errors=errors)
+    return problem(422, "validation", detail, errors=errors, root_path=root_path)
 
 
 def _plain_name(loc: Sequence[str | int]) -> str:
@@ -223,8 +242,8 @@ def create_face(
         version=release(),
         description=description,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
         responses={"default": _PROBLEM_RESPONSE},
     )
@@ -233,6 +252,7 @@ def create_face(
     face.add_api_route("/problems/{slug}", describe_problem, response_class=PlainTextResponse)
     if settings.enable_metrics:
         face.add_api_route("/metrics", expose_metrics, response_class=PlainTextResponse)
+    admit_browsers(face, settings)
     return face
 
 
@@ -302,6 +322,23 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+async def body_as(request: Request, kind: type[_Model], most_bytes: int) -> _Model:
+    """Return a request's JSON as `kind`, checked.
+
+    Raises BodyRejected, or RequestValidationError naming the fields at fault.
+    """
+    check_json(request.headers.get("content-type", ""))
+    try:
+        return kind.model_validate_json(await read_body(request, most_bytes))
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        if faults[0]["type"] == "json_invalid":
+            raise BodyRejected(f"the body is not JSON: {faults[0]['msg']}") from None
+        raise RequestValidationError(
+            [{**fault, "loc": ("body", *(fault["loc"] or ("body",)))} for fault in faults]
+        ) from None
+
+
 def json_answer(answer: object, status: int = 200) -> Response:
     """Return `answer` as JSON."""
     return Response(msgspec.json.encode(answer), status, media_type="application/json")
@@ -325,7 +362,10 @@ def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 class RequestContext:
-    """The outermost layer: gives every answer its X-Request-ID, counts it, logs our mistakes."""
+    """The outermost layer: gives every answer what all have, counts it, logs our mistakes.
+
+    That is its X-Request-ID, and the headers for browsers that depend on the answer.
+    """
 
     def __init__(self, app: ASGIApp, service: str, endpoints: Collection[tuple[str, str]]) -> None:
         self._app = app
@@ -346,7 +386,8 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+                added = missing_headers(scope, message["headers"])
+                message["headers"] = [*message["headers"], *added, (b"x-request-id", request_id)]
             await send(message)
 
         try:
@@ -356,13 +397,15 @@ class RequestContext:
                 "unhandled_error", path=scope["path"], request_id=request_id.decode("ascii")
             )
             if not status:
-                await problem_for(error)(scope, receive, send_on)
+                answer = problem_for(error, scope.get("root_path", ""))
+                await answer(scope, receive, send_on)
         if status:
             endpoint, seconds = self._endpoint(scope), time.perf_counter() - began
             metrics.observe_request(self._service, endpoint, scope["method"], status, seconds)
 
     def _endpoint(self, scope: Scope) -> str:
-        template = getattr(scope.get("route"), "path", scope["path"])
+        asked = scope["path"].removeprefix(scope.get("root_path", ""))
+        template = getattr(scope.get("route"), "path", asked)
         return template if template in self._paths else "other"
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ from logging_service.embedded import Postgres, Valkey, valkey_binary
 
 ROOT = Path(__file__).resolve().parent.parent
 _GRACE_SECONDS = 15
+# A service that a test has started itself needs no proof of who it is.
+_ANY = ssl._create_unverified_context()
 
 
 def a_postgres(data_dir: Path, *, durable: bool = False) -> Postgres:
@@ -79,7 +82,9 @@ def run_service(
 
     `/health` may say 503: that is for the test to judge. The service has to end by SIGTERM.
     """
-    port = environment[_PORT_VARIABLES[name]]
+    variable = _PORT_VARIABLES[name]
+    scheme = "https" if variable.replace("PORT", "TLS_CERT") in environment else "http"
+    port = environment[variable]
     with TemporaryDirectory() as folder:
         log_file = Path(folder) / f"{name}.log"
         with log_file.open("wb") as log:
@@ -92,7 +97,7 @@ def run_service(
                 stderr=log,
                 start_new_session=True,
             )
-        service = RunningService(f"http://127.0.0.1:{port}", process, log_file)
+        service = RunningService(f"{scheme}://127.0.0.1:{port}", process, log_file)
         try:
             _wait_until_it_answers(service, wait_seconds)
             yield service
@@ -152,7 +157,7 @@ def _wait_until_it_answers(service: RunningService, seconds: float) -> None:
 def health_of(url: str) -> int | None:
     """Return the status of `/health`, None when nothing answers."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+        with urllib.request.urlopen(f"{url}/health", timeout=5, context=_ANY) as answer:
             return int(answer.status)
     except URLError as error:
         status = getattr(error, "code", None)

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,18 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
+def certificate() -> ssl.SSLContext | None:
+    file, key = (os.environ.get(f"{NAME}_TLS_{what}") for what in ("CERT", "KEY"))
+    if file is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(file, key)
+    return context
+
+
 async def serve(port: int) -> None:
     try:
-        server = await asyncio.start_server(answer, "127.0.0.1", port)
+        server = await asyncio.start_server(answer, "127.0.0.1", port, ssl=certificate())
         await server.serve_forever()
     except OSError:
         await asyncio.Event().wait()

@@ -10,13 +10,16 @@ from servers import unused_port
 
 from logging_service import http_protocol
 from logging_service.auth import Principal
+from logging_service.client_address import ClientAddresses
 from logging_service.http_protocol import WriteProtocol
+from logging_service.server import FaceConfig
+from logging_service.settings import Settings
 
 
 class _NoWrites:
     """In the place of a WritePath whose queue never answers."""
 
-    def admit(self, _headers: object) -> Principal:
+    def admit(self, _headers: object, _address: str) -> Principal:
         return Principal("anyone", "anyone", frozenset({"write"}))
 
     def begin(self, _request: object, _respond: object) -> None:
@@ -34,14 +37,14 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
         assert scope["type"] == "lifespan"
         await receive()
         scope["state"]["write_path"] = _NoWrites()
+        scope["state"]["client_addresses"] = ClientAddresses()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
     chosen = unused_port()
-    config = uvicorn.Config(
-        app, port=chosen, http=WriteProtocol, ws="none", log_config=None, timeout_keep_alive=1
-    )
+    settings = Settings.model_validate({"producer_port": chosen})
+    config = FaceConfig(app, "producer", settings, http=WriteProtocol, timeout_keep_alive=1)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve())
     while not server.started:
@@ -69,7 +72,7 @@ async def answer_to(port: int, *parts: bytes, pause_seconds: float = 0) -> bytes
 
 
 async def test_a_header_that_never_ends_is_cut_off(port: int) -> None:
-    answer = await answer_to(port, b"POST /log HTTP/1.1\r\nHost: x\r\n")
+    answer = await answer_to(port, b"POST /log HTTP/1.1\r\nHost: localhost\r\n")
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
@@ -79,7 +82,7 @@ async def test_a_header_that_drips_is_cut_off(port: int) -> None:
 
 
 async def test_a_body_that_drips_is_cut_off(port: int) -> None:
-    head = b"POST /log HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    head = b"POST /log HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
     answer = await answer_to(port, head, *[b"x"] * 20, pause_seconds=0.1)
     assert answer.startswith(b"HTTP/1.1 408 ")
 
@@ -89,7 +92,7 @@ async def test_a_connection_that_sends_nothing_is_closed(port: int) -> None:
 
 
 async def test_a_request_under_way_is_not_cut_off(port: int) -> None:
-    request = b"POST /log HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+    request = b"POST /log HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1.5):
             await answer_to(port, request)

@@ -30,13 +30,17 @@ class Authority:
             self._authority.configure_trust(context)
         return context
 
-    def client(self, folder: Path) -> tuple[Path, Path]:
-        """Return the files of a client's certificate and key."""
-        made = self._authority.issue_cert("client@example.test")
-        certificate, key = folder / "client.pem", folder / "client.key"
+    def files(self, folder: Path, *names: str) -> tuple[Path, Path]:
+        """Return the files of a server's certificate and key."""
+        made = self._authority.issue_cert(*names)
+        certificate, key = folder / f"{names[0]}.pem", folder / f"{names[0]}.key"
         made.cert_chain_pems[0].write_to_path(str(certificate))
         made.private_key_pem.write_to_path(str(key))
         return certificate, key
+
+    def client(self, folder: Path) -> tuple[Path, Path]:
+        """Return the files of a client's certificate and key."""
+        return self.files(folder, "client@example.test")
 
 
 class PostgresTlsRelay(Relay):
