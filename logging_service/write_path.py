@@ -6,7 +6,7 @@ without a task, a scope or a framework.
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, NamedTuple, Self
 from urllib.parse import parse_qs
 
@@ -16,7 +16,12 @@ from starlette.responses import Response
 
 from logging_service import metrics, wire
 from logging_service.auth import Keyring, Principal, require
-from logging_service.errors import BackendUnavailable, LoggingServiceError, QueryRejected
+from logging_service.errors import (
+    BackendUnavailable,
+    LoggingServiceError,
+    QueryRejected,
+    RateLimited,
+)
 from logging_service.events import MAX_AGE_DAYS, Encoded, EventEncoder, Origin
 from logging_service.group_commit import GroupCommit, Outcome
 from logging_service.intake import (
@@ -53,6 +58,7 @@ class WriteRequest(NamedTuple):
     query: bytes
     headers: dict[bytes, bytes]
     body: bytes
+    root_path: str = ""
 
 
 class Answer(NamedTuple):
@@ -114,24 +120,40 @@ class WritePath:
         self._watch = watch
         self._encoders = encoders
 
-    def admit(self, headers: dict[bytes, bytes]) -> Principal:
-        """Return who writes, before the body is read; raises Unauthenticated or Forbidden."""
-        return self._keyring.authenticate(headers, "write")
+    def admit(self, headers: dict[bytes, bytes], address: str) -> Principal:
+        """Return who writes from `address`, before the body is read, and count the key's use.
+
+        Raises what `Keyring.authenticate` raises.
+        """
+        principal = self._keyring.authenticate(headers, "write", address)
+        self._keyring.note_use(principal)
+        return principal
 
     def begin(self, request: WriteRequest, respond: Respond) -> None:
         """Judge `request` and call `respond` once with its answer, perhaps before returning."""
         try:
-            self._take(request, respond)
-        except LoggingServiceError as error:
-            respond(refusal(error))
+            if self._limiter.spend(request.principal, request.endpoint):
+                self._take(request, respond)
+            else:
+                self._wait_for_permit(request, respond)
         except Exception as error:  # noqa: BLE001 - our mistake is this request's, not the worker's
-            _log.exception("unhandled_error", path=request.endpoint)
-            respond(refusal(error))
+            respond(_refusal_of(request, error))
+
+    def _wait_for_permit(self, request: WriteRequest, respond: Respond) -> None:
+        def go_on(refused: RateLimited | None) -> None:
+            if refused is not None:
+                respond(_refusal_of(request, refused))
+                return
+            try:
+                self._take(request, respond)
+            except Exception as error:  # noqa: BLE001 - as in `begin`
+                respond(_refusal_of(request, error))
+
+        self._limiter.when_known(request.principal, request.endpoint, go_on)
 
     def _take(self, request: WriteRequest, finish: Respond) -> None:
         headers = request.headers
         principal = request.principal
-        self._limiter.require(principal.name, request.endpoint)
         options = _options(request) if request.query else _NO_OPTIONS
         waits, encoder = options.waits, self._encoders.usual
         if options.is_backfill:
@@ -144,18 +166,19 @@ class WritePath:
             request_id.decode() if request_id else None,
             wire.now_micros(),
         )
+        put = partial(self._put, waits=waits, root_path=request.root_path)
         body = _plain_body(request)
         media = headers.get(b"content-type", b"").decode("latin-1")
         if request.endpoint == "/log":
             check_json(media)
             one = read_one(body, encoder, origin)
-            self._put([one], lambda status: _single_answer(one, status), finish, waits=waits)
+            put([one], lambda status: _single_answer(one, status), finish)
             return
         batch = read_many(body, media, encoder, origin)
         if not batch.accepted:
-            finish(_none_taken(batch))
+            finish(_none_taken(batch, request.root_path))
             return
-        self._put(batch.accepted, lambda status: _batch_answer(batch, status), finish, waits=waits)
+        put(batch.accepted, lambda status: _batch_answer(batch, status), finish)
 
     def _put(
         self,
@@ -164,10 +187,11 @@ class WritePath:
         finish: Respond,
         *,
         waits: bool,
+        root_path: str,
     ) -> None:
         def settled(outcome: Outcome) -> None:
             if isinstance(outcome, BackendUnavailable):
-                finish(refusal(outcome))
+                finish(refusal(outcome, root_path))
                 return
             metrics.count_events([event.event_type for event in events])
             if not waits:
@@ -181,9 +205,15 @@ class WritePath:
         self._commit.put([event.element for event in events], settled)
 
 
-def refusal(error: Exception) -> Answer:
+def refusal(error: Exception, root_path: str = "") -> Answer:
     """Return the problem document of an error."""
-    return _as_answer(problem_for(error))
+    return _as_answer(problem_for(error, root_path))
+
+
+def _refusal_of(request: WriteRequest, error: Exception) -> Answer:
+    if not isinstance(error, LoggingServiceError):
+        _log.error("unhandled_error", path=request.endpoint, exc_info=error)
+    return refusal(error, request.root_path)
 
 
 def _as_answer(response: Response) -> Answer:
@@ -191,14 +221,15 @@ def _as_answer(response: Response) -> Answer:
     return Answer(response.status_code, headers, bytes(response.body))
 
 
-def _none_taken(batch: Batch) -> Answer:
+def _none_taken(batch: Batch, root_path: str) -> Answer:
     errors = [
         FieldError(f"{rejection.index}.{fault.loc}", fault.msg)
         for rejection in batch.rejected[:_MOST_ERRORS]
         for fault in rejection.errors
     ]
     errors = errors or [FieldError("body", "has to hold at least one event")]
-    return _as_answer(problem(422, "validation", "No event was taken.", errors=errors))
+    detail = "No event was taken."
+    return _as_answer(problem(422, "validation", detail, errors=errors, root_path=root_path))
 
 
 def _plain_body(request: WriteRequest) -> bytes:

@@ -29,7 +29,7 @@ import time
 
 print(f"loaded by {os.getpid()}", flush=True)
 
-def create():
+def create(workers):
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":
             for event in ("startup", "shutdown"):
