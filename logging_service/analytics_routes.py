@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from logging_service import analytics_openapi
+from logging_service.admission import note_read, principal_of
 from logging_service.analytics import AnalyticsReader, Subject
 from logging_service.analytics_documents import Told, csv_document, json_document
 from logging_service.analytics_query import (
@@ -18,6 +19,7 @@ from logging_service.analytics_query import (
     UsageQuery,
     read_question,
 )
+from logging_service.audit import EXPORTED
 from logging_service.event_query import refuse_unknown
 from logging_service.http_preferences import entity_tag, is_known, prefers
 from logging_service.watermark import read_watermark
@@ -94,7 +96,7 @@ async def _answer(request: Request, subject: Subject, query: SubjectQuery) -> Re
         request.query_params.multi_items(), type(query).model_fields, repeatable={"group_by"}
     )
     now = datetime.now(UTC)
-    asked = read_question(subject, query, now)
+    asked = read_question(subject, query, now, principal_of(request).project)
     reader: AnalyticsReader = request.state.analytics
     # Before the answer: what changes between the two makes the next request compute again.
     form = _form(request, now, await reader.version())
@@ -107,6 +109,8 @@ async def _answer(request: Request, subject: Subject, query: SubjectQuery) -> Re
     headers = form.headers | (_link(request, following) if following else {})
     if not form.is_csv:
         return Response(json_document(told, following, watermark), 200, headers, _JSON)
+    if request.method == "GET":
+        note_read(request, EXPORTED, asked.question.source, len(answer.groups or answer.series))
     name = f"{subject}-{answer.start.astimezone(asked.zone):%Y-%m-%d}.csv"
     headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return Response(csv_document(told), 200, headers, f"{_CSV}; charset=utf-8; header=present")
@@ -115,7 +119,10 @@ async def _answer(request: Request, subject: Subject, query: SubjectQuery) -> Re
 def _form(request: Request, now: datetime, version: str) -> _Form:
     is_csv = prefers(_CSV, ",".join(request.headers.getlist("accept")), _JSON)
     # The minute: an unchanged store's answer still moves on with now, and so does its watermark.
-    parts = (release(), request.url.path, request.url.query, str(is_csv), version, f"{now:%F %R}")
+    # The project: what one may read does not tell another that nothing changed.
+    project = principal_of(request).project
+    asked = (request.url.path, request.url.query, str(is_csv), f"{project!r}")
+    parts = (release(), *asked, version, f"{now:%F %R}")
     return _Form(
         is_csv,
         {

@@ -3,17 +3,24 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from functools import partial
 
 from logging_service.analytics import AnalyticsReader
+from logging_service.api_keys import KeyStore
+from logging_service.audit import AuditOutbox
 from logging_service.books import Books
 from logging_service.errors import LoggingServiceError, SchemaTooNew, SettingsError
 from logging_service.failover_queue import FailoverQueue, open_failover_queue
 from logging_service.fallback_spools import FallbackSpools
 from logging_service.hidden_queue import HiddenQueue
+from logging_service.pepper import kept_pepper, pepper_of
+from logging_service.permits import SharedPermits
 from logging_service.ports import DeadLetters, EventQueue, EventReader, EventStore
 from logging_service.postgres_analytics import open_postgres_analytics
+from logging_service.postgres_audit import open_postgres_audit_outbox
 from logging_service.postgres_books import open_postgres_books
 from logging_service.postgres_dead_letters import open_postgres_dead_letters
+from logging_service.postgres_keys import Peppers, open_postgres_keys
 from logging_service.postgres_reader import READ_SECONDS, open_postgres_reader
 from logging_service.postgres_rebuild import open_postgres_roll_ups
 from logging_service.postgres_reprice import open_postgres_call_ledger
@@ -21,6 +28,7 @@ from logging_service.postgres_store import open_postgres_store
 from logging_service.price_file import read_price_file
 from logging_service.pricing import Prices
 from logging_service.rebuilding import RollUps
+from logging_service.redis_permits import open_redis_permits
 from logging_service.redis_queue import RedisQueue, open_redis_queue
 from logging_service.repricing import CallLedger
 from logging_service.settings import Settings
@@ -84,6 +92,20 @@ def _open_redis_queue(settings: Settings) -> AbstractAsyncContextManager[RedisQu
     )
 
 
+def open_permits(
+    settings: Settings, service: str
+) -> AbstractAsyncContextManager[SharedPermits | None]:
+    """Return the permits that all workers of `service` share, to be entered; None without Redis."""
+    if not settings.use_redis_queue:
+        return nullcontext()
+    return open_redis_permits(
+        settings.queue_url,
+        name=settings.redis_queue_name,
+        service=service,
+        timeout_ms=settings.redis_timeout_ms,
+    )
+
+
 def _open_local_queue(settings: Settings) -> AbstractAsyncContextManager[EventQueue]:
     file, max_bytes = settings.spool_file, settings.spool_max_bytes
     return open_spool_queue(file, max_bytes=max_bytes, exclusive=False)
@@ -124,6 +146,17 @@ def open_books(settings: Settings) -> AbstractAsyncContextManager[Books]:
 def open_dead_letters(settings: Settings) -> AbstractAsyncContextManager[DeadLetters]:
     """Return the dead letters of the store; to be entered, they connect when first used."""
     return open_postgres_dead_letters(settings.store_url, connections=2)
+
+
+def open_keys(settings: Settings) -> AbstractAsyncContextManager[KeyStore]:
+    """Return the keys beside the store; to be entered, they connect when first used."""
+    peppers = Peppers(partial(pepper_of, settings), partial(kept_pepper, settings))
+    return open_postgres_keys(settings.store_url, connections=2, peppers=peppers)
+
+
+def open_audit_outbox(settings: Settings) -> AbstractAsyncContextManager[AuditOutbox]:
+    """Return the notes for the audit; to be entered, they connect when first used."""
+    return open_postgres_audit_outbox(settings.store_url, connections=2)
 
 
 def open_reader(

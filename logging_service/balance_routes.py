@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from logging_service import metrics
+from logging_service.admission import principal_of
 from logging_service.balance import TERMS, Balance
 from logging_service.bookkeeper import balance_as_noted, read_balance
-from logging_service.errors import LoggingServiceError
+from logging_service.errors import Forbidden, LoggingServiceError
 from logging_service.event_query import refuse_unknown
 from logging_service.health import answer_within
 from logging_service.web import json_answer, schema_of
@@ -46,8 +47,12 @@ async def show_balance(request: Request) -> Response:
 
     While events move, `exact` is false: then a difference is told only where it is larger than
     what moved. Without the queue its terms are null.
+
+    The numbers are those of all projects: a key needs the scope `admin`.
     """
     refuse_unknown(request.query_params.multi_items(), ())
+    if principal_of(request).project is not None:
+        raise Forbidden("The balance is of all projects: it takes a key with the scope 'admin'.")
     return json_answer(await read_balance(request.state.queue, request.state.books))
 
 

@@ -9,8 +9,14 @@ from typing import Annotated
 
 import typer
 
-from logging_service import dead_letter_commands, ledger_commands, spool_commands
-from logging_service.errors import LoggingServiceError, SchemaMismatch, SettingsError
+from logging_service import dead_letter_commands, key_commands, ledger_commands, spool_commands
+from logging_service.errors import (
+    KeyConflict,
+    KeyRejected,
+    LoggingServiceError,
+    SchemaMismatch,
+    SettingsError,
+)
 from logging_service.settings import Settings, load_settings
 
 # Each command imports what it runs: `--help` is to answer at once.
@@ -22,10 +28,12 @@ app = typer.Typer(
 )
 
 app.add_typer(dead_letter_commands.app, name="dead-letters")
+app.add_typer(key_commands.app, name="keys")
 app.add_typer(spool_commands.app, name="spool")
 app.add_typer(ledger_commands.app)
 
 _STOP_SECONDS = 12
+_MENDABLE = (SettingsError, SchemaMismatch, KeyRejected, KeyConflict)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it
@@ -86,7 +94,8 @@ def migrate() -> None:
     """Bring the database's schema up to date."""
     from logging_service import schema
 
-    before, now = asyncio.run(schema.migrate(load_settings().store_url))
+    settings = load_settings()
+    before, now = asyncio.run(schema.migrate(settings.owner_url, settings.store_url))
     print(f"schema {now}" if before == now else f"schema {now}, before {before or 'none'}")
 
 
@@ -136,7 +145,7 @@ def main() -> None:
         app(prog_name="logging-service")
     except LoggingServiceError as error:
         print(error, file=sys.stderr)
-        sys.exit(2 if isinstance(error, SettingsError | SchemaMismatch) else 1)
+        sys.exit(2 if isinstance(error, _MENDABLE) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 

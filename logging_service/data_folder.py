@@ -49,13 +49,21 @@ def write_secret(file: Path, text: str) -> None:
 
 
 def kept_secret(file: Path, make: Callable[[], str]) -> str:
-    """Return what `file` keeps, else what `make` returns, which is kept from then on."""
-    with suppress(FileNotFoundError):
-        if kept := file.read_text(encoding="utf-8").strip():
-            return kept
-    made = make()
-    write_secret(file, made + "\n")
-    return made
+    """Return what `file` keeps, else what `make` returns, which is kept from then on.
+
+    Of several processes that ask at once one makes it, and all get the same.
+    """
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if kept := file.read_text(encoding="utf-8").strip():
+                return kept
+        made = make()
+        write_secret(file, made + "\n")
+        return made
+    finally:
+        os.close(folder)
 
 
 class FolderInUse(SettingsError):

@@ -1,18 +1,19 @@
 """`logging-service dead-letters`: seen, replayed and dropped, on the database and the queue."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import typer
 
+from logging_service.audit import COMMAND_LINE
 from logging_service.dead_letters import Refusal, ShownLetter, page_of, replay, shown
 from logging_service.errors import LoggingServiceError
 from logging_service.ports import DeadLetters, LetterFilter, LetterKey
 from logging_service.progress import progress
 from logging_service.settings import Settings, load_settings
+from logging_service.terminal import print_json, print_table, printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,7 +23,7 @@ app = typer.Typer(
 _MOST_ID = 2**63 - 1
 _KEYS_AT_ONCE = 10_000
 _DROPPED_AT_ONCE = 1_000
-_WIDE = 200
+_COLUMNS = ("id", "reason", "attempts", "last seen (UTC)", "event type", "session", "detail")
 
 LetterId = Annotated[int, typer.Argument(min=1, max=_MOST_ID, help="The letter's number.")]
 Ids = Annotated[list[int] | None, typer.Argument(min=1, max=_MOST_ID, help="The letters' numbers.")]
@@ -59,9 +60,9 @@ def list_letters(
     wanted = LetterFilter(None, reason, event_type, replayed)
     page, following = asyncio.run(_page(load_settings(), wanted, before, limit))
     if as_json:
-        _print_json(_Listed(page, following))
+        print_json(_Listed(page, following))
     elif page:
-        _print_table(page)
+        print_table(_COLUMNS, map(_cells, page), right={"id", "attempts"})
         if following:
             print(f"there are more: --before {following}")
     else:
@@ -85,15 +86,15 @@ def show(letter_id: LetterId, *, as_json: Json = False) -> None:
     """
     letter = asyncio.run(_find(load_settings(), letter_id))
     if as_json:
-        _print_json(letter)
+        print_json(letter)
         return
     fields = {name: getattr(letter, name) for name in letter.__struct_fields__}
     payload = fields.pop("payload")
     for name, value in fields.items():
-        print(f"{name:<12} {'' if value is None else _plain(str(value))}")
+        print(f"{name:<12} {'' if value is None else printable(str(value))}")
     if payload is not None:
         for line in msgspec.json.format(bytes(payload), indent=2).decode().splitlines():
-            print(_plain(line))
+            print(printable(line))
 
 
 async def _find(settings: Settings, letter_id: int) -> ShownLetter:
@@ -120,7 +121,7 @@ def replay_letters(ids: Ids = None, *, reason: Reason = None, every: All = False
     if refused:
         first = refused[0]
         raise LoggingServiceError(
-            f"{len(refused)} refused, they stay; the first is {first.id}: {_plain(first.detail)}"
+            f"{len(refused)} refused, they stay; the first is {first.id}: {printable(first.detail)}"
         )
 
 
@@ -133,7 +134,7 @@ async def _replay(settings: Settings, wanted: LetterFilter) -> list[Refusal]:
             with progress("replaying", await letters.count(wanted)) as advance:
                 async for keys in _all_keys(letters, wanted):
                     missing.difference_update(key.id for key in keys)
-                    async for step in replay(letters, queue, keys):
+                    async for step in replay(letters, queue, keys, COMMAND_LINE):
                         replayed += step.replayed
                         refused += step.refused
                         advance(step.replayed + len(step.refused))
@@ -185,7 +186,7 @@ async def _drop(settings: Settings, wanted: LetterFilter, number: int) -> int:
             async for keys in _all_keys(letters, wanted):
                 for start in range(0, len(keys), _DROPPED_AT_ONCE):
                     portion = keys[start : start + _DROPPED_AT_ONCE]
-                    dropped += await letters.drop([key.id for key in portion])
+                    dropped += await letters.drop([key.id for key in portion], COMMAND_LINE)
                     advance(len(portion))
     return dropped
 
@@ -205,35 +206,13 @@ def _choice(ids: list[int] | None, reason: str | None, *, every: bool) -> Letter
     return LetterFilter(ids=tuple(ids) if ids else None, reason=reason)
 
 
-def _print_table(letters: Sequence[ShownLetter]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("id", "reason", "attempts", "last seen (UTC)", "event type", "session", "detail"):
-        side: Literal["right", "left"] = "right" if name in {"id", "attempts"} else "left"
-        table.add_column(name, justify=side, overflow="fold")
-    for letter in letters:
-        cells = (
-            str(letter.id),
-            letter.reason,
-            str(letter.attempts),
-            f"{letter.last_seen:%Y-%m-%d %H:%M:%S}",
-            letter.event_type or "",
-            letter.session_id or "",
-            letter.detail,
-        )
-        table.add_row(*(Text(_plain(cell)) for cell in cells))
-    # What reads a pipe has no width.
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
-
-
-def _print_json(answer: object) -> None:
-    text = msgspec.json.format(msgspec.json.encode(answer), indent=2)
-    sys.stdout.write(text.decode() + "\n")
-
-
-def _plain(text: str) -> str:
-    """Return `text` without what a terminal would obey: it comes from whoever sent the event."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
+def _cells(letter: ShownLetter) -> tuple[str, ...]:
+    return (
+        str(letter.id),
+        letter.reason,
+        str(letter.attempts),
+        f"{letter.last_seen:%Y-%m-%d %H:%M:%S}",
+        letter.event_type or "",
+        letter.session_id or "",
+        letter.detail,
+    )

@@ -5,15 +5,13 @@ from typing import Annotated, Self
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.security import APIKeyHeader
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from logging_service.auth import Keyring
+from logging_service.admission import ADMIN_KEY, actor_of, admits, note_read
+from logging_service.audit import DEAD_LETTERS_READ
 from logging_service.dead_letters import Refusal, ShownLetter, page_of, replay, shown
-from logging_service.errors import BodyRejected
 from logging_service.event_query import (
     EventTypeName,
     Text,
@@ -21,9 +19,8 @@ from logging_service.event_query import (
     refuse_unknown,
     sealed_cursor,
 )
-from logging_service.intake import check_json
 from logging_service.ports import DeadLetters, LetterFilter, LetterKey
-from logging_service.web import json_answer, read_body, schema_of
+from logging_service.web import body_as, json_answer, schema_of
 
 _MOST_REPLAYED = 10_000
 _MOST_REPLAYED_BYTES = 64 * 1024 * 1024
@@ -119,15 +116,7 @@ _REPLAYED_EXAMPLE = {
 }
 
 
-async def _admit(request: Request) -> None:
-    keyring: Keyring = request.state.keyring
-    keyring.authenticate(dict(request.scope["headers"]), "admin")
-
-
-_key_header = APIKeyHeader(
-    name="X-API-Key", scheme_name="admin_key", auto_error=False, description="scope `admin`"
-)
-router = APIRouter(dependencies=[Security(_key_header), Depends(_admit)])
+router = APIRouter(dependencies=[Security(ADMIN_KEY), Depends(admits("admin"))])
 
 
 def _letters(request: Request) -> DeadLetters:
@@ -145,6 +134,7 @@ async def list_dead_letters(request: Request, query: Annotated[LetterQuery, Quer
         (beyond,) = _POSITION.unpack(position_in(query.cursor, wanted, _POSITION.size))
     page, following = await page_of(_letters(request), wanted, beyond, query.limit)
     cursor = None if following is None else sealed_cursor(_POSITION.pack(following), wanted)
+    note_read(request, DEAD_LETTERS_READ, None, len(page))
     return json_answer(LetterPage(page, cursor))
 
 
@@ -157,6 +147,7 @@ async def show_dead_letter(
     letter = (await _letters(request).letters([letter_id])).get(letter_id)
     if letter is None:
         raise HTTPException(404, f"There is no dead letter {letter_id}.")
+    note_read(request, DEAD_LETTERS_READ, None, 1)
     return json_answer(shown(letter))
 
 
@@ -184,14 +175,15 @@ async def replay_dead_letters(request: Request) -> Response:
     with `after` until `remaining` is 0.
     """
     refuse_unknown(request.query_params.multi_items(), ())
-    return json_answer(await _replay(request, await _order_in(request)))
+    order = await body_as(request, ReplayOrder, _MOST_BODY_BYTES)
+    return json_answer(await _replay(request, order))
 
 
 async def _replay(request: Request, order: ReplayOrder) -> Replayed:
     letters = _letters(request)
     keys = _within_bounds(await letters.keys(order.wanted, _MOST_REPLAYED, beyond=order.after))
     replayed, refused = 0, []
-    async for step in replay(letters, request.state.queue, keys):
+    async for step in replay(letters, request.state.queue, keys, actor_of(request)):
         replayed += step.replayed
         refused += step.refused
     reached = keys[-1].id if keys else order.after
@@ -212,16 +204,3 @@ def _within_bounds(keys: list[LetterKey]) -> list[LetterKey]:
         if place and size > _MOST_REPLAYED_BYTES:
             return keys[:place]
     return keys
-
-
-async def _order_in(request: Request) -> ReplayOrder:
-    check_json(request.headers.get("content-type", ""))
-    try:
-        return ReplayOrder.model_validate_json(await read_body(request, _MOST_BODY_BYTES))
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        if faults[0]["type"] == "json_invalid":
-            raise BodyRejected(f"the body is not JSON: {faults[0]['msg']}") from None
-        raise RequestValidationError(
-            [{**fault, "loc": ("body", *(fault["loc"] or ("body",)))} for fault in faults]
-        ) from None

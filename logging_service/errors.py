@@ -25,6 +25,14 @@ class QueryRejected(FieldRejected):
     """The question cannot be answered as it was asked."""
 
 
+class KeyRejected(FieldRejected):
+    """The key cannot be made as it was described."""
+
+
+class KeyConflict(LoggingServiceError):
+    """The key, or the number of keys, does not allow this any more."""
+
+
 class BodyRejected(LoggingServiceError):
     """The body cannot be read as a whole; nothing in it was taken."""
 
@@ -75,6 +83,10 @@ class Forbidden(LoggingServiceError):
 
 class HeaderTooLarge(LoggingServiceError):
     """The request's header is larger than 16 KiB."""
+
+
+class Misdirected(LoggingServiceError):
+    """The Host header names no host of this service; ALLOWED_HOSTS lists further ones."""
 
 
 class NotHttp(LoggingServiceError):

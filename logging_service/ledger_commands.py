@@ -3,43 +3,32 @@
 import asyncio
 import sys
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from logging_service.errors import SettingsError
+from logging_service.given_times import LATEST, moment_given
 from logging_service.progress import progress
 from logging_service.rebuilding import Rebuilt
 from logging_service.settings import Settings, load_settings
+from logging_service.terminal import print_json, print_table
 
 if TYPE_CHECKING:
     from logging_service.repricing import Difference, Line, LineKey, Wanted
 
 app = typer.Typer()
 
-_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 _MOST_SHOWN = 200
-_WIDE = 200
-_JSON = msgspec.json.Encoder(decimal_format="number")
 
 
 def _moment(text: str, option: str) -> datetime:
     try:
-        moment = datetime.combine(date.fromisoformat(text), time(), UTC)
-    except ValueError:
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            raise _wrong(option, "has to be a day, or a time with an offset") from None
-    if moment.tzinfo is None:
-        raise _wrong(option, "needs an offset from UTC, such as Z or +02:00")
-    if not _EARLIEST <= moment <= _LATEST:
-        raise _wrong(option, "has to be from 1970 to 9999")
-    return moment.astimezone(UTC)
+        return moment_given(text)
+    except ValueError as error:
+        raise _wrong(option, str(error)) from None
 
 
 def _day(text: str, option: str) -> date:
@@ -77,7 +66,7 @@ def reprice_calls(
 
     if not (yes or dry_run) and (as_json or not sys.stdin.isatty()):
         raise SettingsError("nobody can be asked here: add --yes, or --dry-run to look only")
-    end = _moment(until, "--until") if until is not None else _LATEST
+    end = _moment(until, "--until") if until is not None else LATEST
     start = _moment(since, "--since")
     if end <= start:
         raise SettingsError("--until has to be later than --since")
@@ -136,26 +125,18 @@ async def _record_all(
 
 
 def _print_difference(looked_at: int, found: "Difference") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     if not found.lines:
         print(f"{_number(looked_at, 'call')} looked at: each costs what the ledger says")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("day (UTC)", "provider", "model"):
-        table.add_column(name, overflow="fold")
-    for name in ("calls", "newly priced", "no longer", "before ($)", "after ($)", "difference ($)"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("day (UTC)", "provider", "model")
+    numbers = ("calls", "newly priced", "no longer", "before ($)", "after ($)", "difference ($)")
     largest = sorted(found.lines.items(), key=_size, reverse=True)[:_MOST_SHOWN]
-    for key, line in sorted(largest, key=_order):
-        names = (f"{key.day}", key.provider or "", key.model or "")
-        table.add_row(*(Text(_plain(cell)) for cell in (*names, *_cells(line))))
-    table.add_section()
-    table.add_row("all", "", "", *_cells(found.total), style="bold")
-    # What reads a pipe has no width.
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(table)
+    rows = [
+        (f"{key.day}", key.provider or "", key.model or "", *_cells(line))
+        for key, line in sorted(largest, key=_order)
+    ]
+    total = ("all", "", "", *_cells(found.total))
+    print_table((*names, *numbers), rows, right=numbers, total=total)
     if len(found.lines) > _MOST_SHOWN:
         print(f"{len(found.lines) - _MOST_SHOWN} lines with less of a difference: see --json")
     print(f"{_number(looked_at, 'call')} looked at")
@@ -188,11 +169,6 @@ def _number(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _plain(text: str) -> str:
-    """Return `text` without what a terminal would obey: it comes from whoever sent the call."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
-
-
 def _print_json(looked_at: int, found: "Difference", recorded: "Difference | None") -> None:
     lines = sorted(found.lines.items(), key=_order)
     answer = {
@@ -201,7 +177,7 @@ def _print_json(looked_at: int, found: "Difference", recorded: "Difference | Non
         "groups": [{**key._asdict(), **_fields(line)} for key, line in lines],
         "recorded": recorded and _fields(recorded.total),
     }
-    sys.stdout.write(msgspec.json.format(_JSON.encode(answer), indent=2).decode() + "\n")
+    print_json(answer)
 
 
 def _fields(line: "Line") -> dict[str, int | Decimal]:

@@ -9,6 +9,8 @@ from uuid import UUID
 
 import msgspec
 
+from logging_service.audit import Actor
+
 Ack = Literal["queued", "spooled", "in_memory"]
 NO_EPOCH = UUID(int=0)
 
@@ -329,6 +331,9 @@ class EventStore(Protocol):
     async def check(self) -> None:
         """Raise BackendUnavailable or SchemaMismatch when the store cannot be used."""
 
+    async def warnings(self) -> list[str]:
+        """Return what of the store works and is unsafe; raises like `append`."""
+
 
 class KeptLetter(NamedTuple):
     """A dead letter as it lies there; `replayed_at` until it is forgotten or comes back."""
@@ -382,11 +387,14 @@ class DeadLetters(Protocol):
     async def letters(self, ids: Sequence[int]) -> dict[int, KeptLetter]:
         """Return those of these letters that are there, by id."""
 
-    async def mark_replayed(self, keys: Sequence[LetterKey]) -> None:
-        """Say that the events are on their way again; one that failed since stays as it is."""
+    async def mark_replayed(self, keys: Sequence[LetterKey], actor: Actor) -> None:
+        """Say that the events are on their way again; one that failed since stays as it is.
 
-    async def drop(self, ids: Sequence[int]) -> int:
-        """Forget letters for good, and return how many there were."""
+        With a note for the audit of who did that.
+        """
+
+    async def drop(self, ids: Sequence[int], actor: Actor) -> int:
+        """Forget letters for good, with a note for the audit, and return how many there were."""
 
 
 class EventReader(Protocol):
@@ -399,16 +407,24 @@ class EventReader(Protocol):
         """
 
     async def total(self, wanted: Filter) -> Total:
-        """Count matching events: exactly up to 10,000, above that as the planner estimates."""
+        """Count matching events: exactly up to 10,000, above that as an estimate."""
 
-    async def find(self, event_id: UUID, timestamp: datetime | None) -> Event | None:
-        """Return one event, by one look where its time is known or in its id."""
+    async def find(
+        self, event_id: UUID, timestamp: datetime | None, source: str | None = None
+    ) -> Event | None:
+        """Return one event, by one look where its time is known or in its id.
 
-    async def event_types(self) -> list[EventTypeCount]:
-        """Return every stored event type, most frequent first."""
+        With a `source` it is one of that project.
+        """
+
+    async def event_types(self, source: str | None = None) -> list[EventTypeCount]:
+        """Return every stored event type, most frequent first; with a `source` of that project."""
 
     async def stored(self, keys: Sequence[EventKey]) -> dict[EventKey, str]:
         """Return those of `keys` that are stored, each with the `wire.digest` of its content."""
 
     async def check(self) -> None:
         """Raise BackendUnavailable, SchemaMismatch or SchemaTooNew when nothing can be read."""
+
+    async def warnings(self) -> list[str]:
+        """Return what of the store works and is unsafe; raises like `check`."""

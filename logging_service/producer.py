@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from logging_service import metrics
+from logging_service.admission import address_of
 from logging_service.auth import Keyring
 from logging_service.backends import (
     damaged_spool_files,
@@ -26,6 +27,7 @@ from logging_service.backends import (
     open_write_queue,
     refuse_newer_schema,
 )
+from logging_service.client_address import ClientAddresses
 from logging_service.delivering import Consumer
 from logging_service.errors import (
     BackendUnavailable,
@@ -43,9 +45,10 @@ from logging_service.group_commit import GroupCommit
 from logging_service.health import Check, Health, KeyReport, health
 from logging_service.http_protocol import WriteProtocol
 from logging_service.intake import MAX_EVENTS
+from logging_service.known_keys import keeping_keys
 from logging_service.logs import configure_logs
 from logging_service.ports import EventQueue, EventStore
-from logging_service.rate_limit import RateLimiter
+from logging_service.rate_limit import RateLimiter, open_limiter
 from logging_service.server import (
     forward_library_logs,
     refuse_to_start,
@@ -144,15 +147,17 @@ class QueueReport(msgspec.Struct):
     drain_seconds: float | None
 
 
-def create_app() -> RequestContext:
-    """Return the producer as an ASGI application, with settings from the environment."""
+def create_app(workers: int = 1) -> RequestContext:
+    """Return the producer as an ASGI application, with settings from the environment.
+
+    It is one of `workers` that share the port.
+    """
     settings = load_settings()
     configure_logs(SERVICE, settings.log_level)
     forward_library_logs()
     if settings.queue_is_memory:
         metrics.show_beside(SERVICE, metrics.CONSUMER)
     keyring = Keyring(settings)
-    limiter = RateLimiter(settings.rate_for)
 
     @asynccontextmanager
     async def lifespan(_face: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -165,6 +170,10 @@ def create_app() -> RequestContext:
                 consumer = await stack.enter_async_context(storing_here(settings, queue, store))
             else:
                 await stack.enter_async_context(keeping_books(settings, queue))
+            await stack.enter_async_context(keeping_keys(settings, keyring))
+            limiter = await stack.enter_async_context(
+                open_limiter(settings, SERVICE, workers=workers)
+            )
             commit, watch = GroupCommit(queue), StoredWatch(reader)
             stack.push_async_callback(watch.drain)
             stack.push_async_callback(commit.drain)
@@ -172,6 +181,8 @@ def create_app() -> RequestContext:
             spare_the_collector()
             yield {
                 "write_path": WritePath(keyring, limiter, commit, watch, encoders),
+                "limiter": limiter,
+                "client_addresses": ClientAddresses(settings.trusted_proxies),
                 "status": Status(settings, queue, store, consumer),
             }
 
@@ -183,7 +194,7 @@ def create_app() -> RequestContext:
         SERVICE, settings, description=DESCRIPTION, lifespan=lifespan, before_scrape=measure
     )
     _add_write_routes(face)
-    _add_read_routes(face, keyring, limiter)
+    _add_read_routes(face, keyring)
     describe_types(face, (EventTaken, BatchTaken, Left, QueueReport, Health))
     return RequestContext(face, SERVICE, endpoints_of(face))
 
@@ -213,6 +224,10 @@ class Status:
         if self._consumer:
             checks.append(Check("dead_letters", self._consumer.check, essential=False))
         return tuple(checks)
+
+    async def warnings(self) -> list[str]:
+        """Return what of the store works and is unsafe."""
+        return await self._store.warnings()
 
     async def _check_queue(self) -> str | None:
         return "; ".join(await self._queue.warnings()) or None
@@ -253,10 +268,10 @@ class Status:
 
 async def _write(request: Request) -> Response:
     """Answer a write that `http_protocol` left to the framework, the same way as the others."""
-    endpoint = request.url.path
+    endpoint = request.scope["route"].path
     path: WritePath = request.state.write_path
     headers = dict(request.scope["headers"])
-    principal = path.admit(headers)
+    principal = path.admit(headers, address_of(request))
     body = await read_body(request, BODY_LIMITS[endpoint])
     answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -265,7 +280,8 @@ async def _write(request: Request) -> Response:
             answered.set_result(answer)
 
     query = request.scope["query_string"]
-    path.begin(WriteRequest(principal, endpoint, query, headers, body), respond)
+    root_path = request.scope["root_path"]
+    path.begin(WriteRequest(principal, endpoint, query, headers, body, root_path), respond)
     answer = await answered
     response = Response(answer.body, answer.status)
     response.raw_headers.extend(answer.headers)
@@ -339,14 +355,16 @@ def _add_write_routes(face: FastAPI) -> None:
         return await _write(request)
 
 
-def _add_read_routes(face: FastAPI, keyring: Keyring, limiter: RateLimiter) -> None:
+def _add_read_routes(face: FastAPI, keyring: Keyring) -> None:
     left_example = {"limit": 1000, "remaining": 999, "reset_seconds": 60}
 
     @face.get("/log", responses={200: schema_of(Left, left_example)})
     async def limit_of_key(request: Request) -> Response:
         """Say what is left of the key's limit, without counting this request."""
-        principal = keyring.authenticate(dict(request.scope["headers"]), "write")
-        left = limiter.allowance(principal.name, "/log")
+        headers = dict(request.scope["headers"])
+        principal = keyring.authenticate(headers, "write", address_of(request))
+        limiter: RateLimiter = request.state.limiter
+        left = await limiter.allowance(principal, "/log")
         response = json_answer(Left(left.limit, left.remaining, left.reset_seconds))
         response.headers.update(left.headers())
         return response
@@ -361,9 +379,10 @@ def _add_read_routes(face: FastAPI, keyring: Keyring, limiter: RateLimiter) -> N
     async def producer_health(request: Request) -> Response:
         """Say how the queue and the database are, and whether the key that was sent is good."""
         status: Status = request.state.status
-        key = keyring.principal_from_headers(dict(request.scope["headers"]))
+        headers = dict(request.scope["headers"])
+        key = keyring.principal_from_headers(headers, address_of(request))
         report = KeyReport(valid=True, name=key.name, scopes=sorted(key.scopes)) if key else None
-        return await health(SERVICE, status.checks, report)
+        return await health(SERVICE, status.checks, report, status.warnings)
 
 
 async def _check(settings: Settings) -> None:
@@ -386,7 +405,7 @@ def main(workers: int | None = None) -> None:
             refuse_to_start("SPOOL_PATH=:memory: is the memory of one process: --workers 1")
         _log.warning("queue_in_memory", consequence="a killed process loses what it acknowledged")
     if not (settings.api_key or settings.admin_api_key):
-        _log.warning("no_key_is_set", consequence="every write is answered with 401")
+        _log.warning("no_key_is_set", consequence="only keys of `keys create` are good")
     serve(
         "logging_service.producer:create_app",
         SERVICE,

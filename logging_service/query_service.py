@@ -19,18 +19,23 @@ from fastapi.security import APIKeyHeader
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from logging_service import analytics_openapi, analytics_routes, balance_routes
+from logging_service import analytics_openapi, analytics_routes, balance_routes, key_routes
+from logging_service.admission import address_of, admits, note_read, principal_of
 from logging_service.analytics import AnalyticsReader
+from logging_service.audit import EVENTS_READ
+from logging_service.audit_trail import noting_reads
 from logging_service.auth import Keyring, ReadingRule
 from logging_service.backends import (
     open_analytics,
     open_books,
     open_dead_letters,
+    open_keys,
     open_reader,
     open_seen_queue,
     refuse_newer_schema,
 )
 from logging_service.balance import Balance
+from logging_service.client_address import ClientAddresses
 from logging_service.dead_letter_routes import LetterPage, Replayed
 from logging_service.dead_letter_routes import router as dead_letter_router
 from logging_service.dead_letters import ShownLetter
@@ -45,8 +50,10 @@ from logging_service.event_query import (
 )
 from logging_service.health import Check, Health, KeyReport, health
 from logging_service.http_protocol import LimitedProtocol
+from logging_service.known_keys import keeping_keys
 from logging_service.logs import configure_logs
 from logging_service.ports import Event, EventQueue, EventReader, EventTypeCount, Page, Total
+from logging_service.rate_limit import open_limiter
 from logging_service.server import refuse_to_start, serve
 from logging_service.settings import Settings, load_settings
 from logging_service.web import (
@@ -69,7 +76,7 @@ loopback address the service answers requests for that address without one, unle
 `QUERY_REQUIRE_API_KEY=true` or the request came through a proxy.
 """
 _WATCH_SECONDS = 5.0
-_LET_GO_SECONDS = 0.5
+_LET_GO_SECONDS = 0.2
 
 OpenReader = Callable[[Settings], AbstractAsyncContextManager[EventReader]]
 OpenAnalytics = Callable[[Settings], AbstractAsyncContextManager[AnalyticsReader]]
@@ -127,16 +134,11 @@ _TYPES_EXAMPLE = {
 }
 
 
-async def _admit(request: Request) -> None:
-    rule: ReadingRule = request.state.rule
-    rule.admit(request.scope["headers"])
-
-
 _key_header = APIKeyHeader(
     name="X-API-Key", scheme_name="key", auto_error=False, description="scope `read`"
 )
 router = APIRouter(dependencies=[Security(_key_header)])
-_READING = [Depends(_admit)]
+_READING = [Depends(admits("read"))]
 
 
 def _reader(request: Request) -> EventReader:
@@ -161,11 +163,15 @@ async def list_events(request: Request, query: Annotated[EventQuery, Query()]) -
     and `total_is_estimate` is true. `source`, `trace_id`, `request_id`, `payload.<field>` and `q`
     read events one by one: after two seconds the answer has what was found, with `"partial": true`
     and a `next_cursor` to go on with.
+
+    A key without the scope `admin` reads the events of its own project, which `source` may name.
     """
-    question = read_query(query, request.query_params.multi_items())
+    project = principal_of(request).project
+    question = read_query(query, request.query_params.multi_items(), project)
     reader = _reader(request)
     page = await reader.page(question.wanted, question.after, question.limit, question.skip)
     pagination = await _pagination(reader, question, page)
+    note_read(request, EVENTS_READ, question.wanted.source, len(page.events))
     return json_answer(Events(page.events, pagination, page.partial))
 
 
@@ -196,11 +202,12 @@ async def _total(reader: EventReader, question: Question, page: Page) -> Total:
 async def list_event_types(request: Request) -> Response:
     """Return every event type that is stored: how often, first and last.
 
-    Where two seconds are not enough to count, counts are estimates and each type has
-    `"count_is_estimate": true`.
+    A key without the scope `admin` gets those of its own project. For others, where two seconds
+    are not enough to count, counts are estimates and each type has `"count_is_estimate": true`.
     """
     refuse_unknown(request.query_params.multi_items(), ())
-    return json_answer(EventTypes(await _reader(request).event_types()))
+    project = principal_of(request).project
+    return json_answer(EventTypes(await _reader(request).event_types(project)))
 
 
 @router.get(
@@ -218,12 +225,15 @@ async def show_event(
 
     An id that is a UUIDv7 of its event's time, as those that the service makes are, is found at
     once; for any other give `timestamp`. Without it events are read for two seconds, newest
-    first, and if that is not enough the answer is 422.
+    first, and if that is not enough the answer is 422. Another project's event is not there for a
+    key without the scope `admin`.
     """
     refuse_unknown(request.query_params.multi_items(), {"timestamp"})
-    event = await _reader(request).find(event_id, timestamp)
+    project = principal_of(request).project
+    event = await _reader(request).find(event_id, timestamp, project)
     if event is None:
         raise HTTPException(404, f"There is no event {event_id}.")
+    note_read(request, EVENTS_READ, event.source, 1)
     return json_answer(event)
 
 
@@ -231,7 +241,8 @@ async def show_event(
 async def show_health(request: Request) -> Response:
     """Say how the database and the queue are, and whether the key that was sent is good."""
     keyring: Keyring = request.state.keyring
-    key = keyring.principal_from_headers(dict(request.scope["headers"]))
+    headers = dict(request.scope["headers"])
+    key = keyring.principal_from_headers(headers, address_of(request))
     report = KeyReport(valid=True, name=key.name, scopes=sorted(key.scopes)) if key else None
 
     queue: EventQueue = request.state.queue
@@ -243,7 +254,7 @@ async def show_health(request: Request) -> Response:
         await queue.tallies()
 
     checks = [Check("database", check_database), Check("queue", check_queue, essential=False)]
-    return await health(SERVICE, checks, report)
+    return await health(SERVICE, checks, report, _reader(request).warnings)
 
 
 def create_app(
@@ -272,6 +283,11 @@ def create_app(
                 "queue": await stack.enter_async_context(open_seen_queue(settings)),
                 "books": await stack.enter_async_context(open_books(settings)),
                 "dead_letters": await stack.enter_async_context(open_dead_letters(settings)),
+                "key_store": await stack.enter_async_context(open_keys(settings)),
+                "reads": await stack.enter_async_context(noting_reads(settings)),
+                "limiter": await stack.enter_async_context(open_limiter(settings, SERVICE)),
+                "keys": await stack.enter_async_context(keeping_keys(settings, keyring)),
+                "client_addresses": ClientAddresses(settings.trusted_proxies),
             }
             watch = asyncio.create_task(_tell_outages(reader))
             yield {**state, "keyring": keyring, "rule": rule}
@@ -290,8 +306,9 @@ def create_app(
     face.include_router(balance_routes.router, dependencies=[Security(_key_header), *_READING])
     face.include_router(analytics_routes.router, dependencies=[Security(_key_header), *_READING])
     face.include_router(dead_letter_router)
+    face.include_router(key_routes.router)
     answers = (Events, Event, EventTypes, Balance, LetterPage, ShownLetter, Replayed, Health)
-    describe_types(face, (*answers, *analytics_openapi.TYPES))
+    describe_types(face, (*answers, *key_routes.TYPES, *analytics_openapi.TYPES))
     return RequestContext(face, SERVICE, endpoints_of(face))
 
 

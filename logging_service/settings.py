@@ -15,10 +15,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from logging_service.errors import SettingsError
+from logging_service.face_settings import FaceSettings
 from logging_service.redis_address import parse_redis_url
+from logging_service.tls import TlsFiles
 
 _CODE = Path(__file__).resolve().parent
 
@@ -57,7 +59,7 @@ RateText = Annotated[str, BeforeValidator(_check_rate)]
 ApiKey = Annotated[SecretStr, Field(min_length=8, max_length=200)]
 
 
-class Settings(BaseSettings):
+class Settings(FaceSettings):
     """The settings of every process; names are the environment's, in lower case."""
 
     model_config = SettingsConfigDict(
@@ -70,6 +72,16 @@ class Settings(BaseSettings):
 
     api_key: ApiKey | None = Field(default=None, description="a key with the scopes write and read")
     admin_api_key: ApiKey | None = Field(default=None, description="a key with every scope")
+
+    api_key_pepper: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        max_length=1000,
+        description="what stored digests of keys are made with; default: kept in DATA_DIR",
+    )
+    auth_failure_limit: RateText = Field(
+        default="100/minute", description="requests with a wrong key, per address"
+    )
 
     use_redis_queue: bool = Field(
         default=True, description="false: the queue is a file of this host, SPOOL_PATH"
@@ -125,6 +137,10 @@ class Settings(BaseSettings):
 
     database_url: str | None = Field(
         default=None, description="postgresql://; wins over DATABASE_*"
+    )
+    database_owner_url: str | None = Field(
+        default=None,
+        description="postgresql://, as the role that owns the schema; default: one role",
     )
     database_host: str = Field(default="localhost", description="where PostgreSQL listens")
     database_port: Port = Field(default=5432, description="the port of PostgreSQL")
@@ -192,7 +208,7 @@ class Settings(BaseSettings):
             parse_redis_url(url)
         return url
 
-    @field_validator("database_url")
+    @field_validator("database_url", "database_owner_url")
     @classmethod
     def _database_scheme(cls, url: str | None) -> str | None:
         _check_certificates(url or "")
@@ -209,6 +225,12 @@ class Settings(BaseSettings):
     def _memory_is_no_fallback(self) -> Self:
         if self.use_redis_queue and self.spool_path == ":memory:":
             raise ValueError("SPOOL_PATH=:memory: cannot be used: it needs USE_REDIS_QUEUE=false")
+        return self
+
+    @model_validator(mode="after")
+    def _owner_of_a_named_database(self) -> Self:
+        if self.database_owner_url and not self._names_database:
+            raise ValueError("DATABASE_OWNER_URL cannot be used: it needs DATABASE_URL or _HOST")
         return self
 
     @field_validator("prices_file")
@@ -233,6 +255,14 @@ class Settings(BaseSettings):
             return self.data_path / "spool" / "queue.sqlite"
         return (project_root() / Path(self.spool_path).expanduser()).resolve()
 
+    def tls_files(self, face: str) -> TlsFiles | None:
+        """Return the certificate and key of `face`, absolute; None: it speaks no TLS."""
+        certificate, key = getattr(self, f"{face}_tls_cert"), getattr(self, f"{face}_tls_key")
+        if certificate is None or key is None:
+            return None
+        files = (project_root() / file.expanduser() for file in (certificate, key))
+        return TlsFiles(*(file.resolve() for file in files))
+
     @property
     def queue_is_memory(self) -> bool:
         """Whether events wait in the memory of one process, which has to store them itself."""
@@ -255,9 +285,25 @@ class Settings(BaseSettings):
         secret = self.database_password.get_secret_value() if self.database_password else ""
         if not secret and "database_host" not in self.model_fields_set:
             secret = (self.kept_secret("pgpass") or "").rpartition(":")[2]
-        login = quote(self.database_user, safe="") + (
-            f":{quote(secret, safe='')}" if secret else ""
-        )
+        return self._url_as(self.database_user, secret)
+
+    @property
+    def owner_url(self) -> str:
+        """The same database for who migrates: as the role that owns it, where there is one."""
+        if self.database_owner_url:
+            return self.database_owner_url
+        kept = None if self._names_database else self.kept_secret("pgpass_owner")
+        if kept is None:
+            return self.store_url
+        user, secret = kept.split(":")[-2:]
+        return self._url_as(user, secret)
+
+    @property
+    def _names_database(self) -> bool:
+        return not self.model_fields_set.isdisjoint({"database_url", "database_host"})
+
+    def _url_as(self, user: str, secret: str) -> str:
+        login = quote(user, safe="") + (f":{quote(secret, safe='')}" if secret else "")
         place = f"{_bracketed(self.database_host)}:{self.database_port}"
         return f"postgresql://{login}@{place}/{quote(self.database_name, safe='')}"
 
@@ -270,7 +316,7 @@ class Settings(BaseSettings):
 
     def rate_for(self, endpoint: str) -> Rate:
         """Return the rate of a path such as `/analytics/llm`."""
-        name = re.sub(r"[^A-Z0-9]+", "_", endpoint.upper().strip("/"))
+        name = re.sub(r"[^A-Z0-9]+", "_", endpoint.upper()).strip("_")
         return Rate.parse(self.rate_limits.get(name, self.rate_limit))
 
 
@@ -326,7 +372,7 @@ def load_settings() -> Settings:
         raise SettingsError(_one_line(error)) from None
 
 
-_SECRET = re.compile(r"(API_KEY|PASSWORD|URL)$")
+_SECRET = re.compile(r"(API_KEY|PASSWORD|PEPPER|URL)$")
 
 
 def _one_line(error: ValidationError) -> str:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import structlog
 
+from logging_service.audit_trail import forwarding_audit
 from logging_service.backends import open_books
 from logging_service.bookkeeper import Bookkeeper
 from logging_service.books import Books
@@ -43,7 +44,7 @@ async def _bring_schema_up_to_date(settings: Settings, store: EventStore) -> Non
         # Alembic and SQLAlchemy are needed once in the life of a schema, not of a consumer.
         from logging_service.schema import migrate  # noqa: PLC0415
 
-        before, now = await migrate(settings.store_url)
+        before, now = await migrate(settings.owner_url, settings.store_url)
         _log.info("schema_migrated", before=before, now=now)
         await store.check()
 
@@ -82,7 +83,7 @@ async def storing_here(
     At the end that goes on until the queue is empty, for half of SHUTDOWN_GRACE_SECONDS.
     """
     stopping = asyncio.Event()
-    async with keeping_books(settings, queue) as books:
+    async with keeping_books(settings, queue) as books, forwarding_audit(settings, queue):
         consumer = Consumer(queue, store, books, stopping, Limits.of(settings))
         task = asyncio.create_task(_store(settings, store, consumer, stopping))
         try:

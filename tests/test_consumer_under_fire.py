@@ -46,6 +46,12 @@ LEASES = "{log_queue}:leases"
 
 
 @pytest.fixture
+def services_url(database_url: str) -> str:
+    """What these tests put before the tables is the owner's: here it stores, too."""
+    return database_url
+
+
+@pytest.fixture
 async def queue(redis_url: str, redis: Redis) -> AsyncIterator[RedisQueue]:
     assert await redis.dbsize() == 0
     async with log_queue(redis_url) as opened:
@@ -707,7 +713,7 @@ class TestServersOfItsOwn:
             server = a_postgres(Path(folder), durable=True)
             try:
                 await server.start()
-                await migrate(server.url)
+                await migrate(server.owner_url, server.url)
                 yield server
             finally:
                 await server.stop()
@@ -732,7 +738,7 @@ class TestServersOfItsOwn:
         self, queue: RedisQueue, redis: Redis, environment: dict[str, str], own_postgres: Postgres
     ) -> None:
         variables = {**environment, "DATABASE_URL": own_postgres.url, "SHUTDOWN_GRACE_SECONDS": "2"}
-        database = await asyncpg.connect(own_postgres.url)
+        database = await asyncpg.connect(own_postgres.owner_url)
         with run_service("consumer", variables) as consumer:
             await until(lambda: '"consuming"' in consumer.log)
             await database.execute("BEGIN; LOCK TABLE log_events IN SHARE MODE")

@@ -309,7 +309,7 @@ class TestHttp:
         self, producer: RunningService, queue: Redis
     ) -> None:
         first = raw_request(ONE, LENGTH, path="/log?wait=stored")
-        large = b"GET /health HTTP/1.1\r\nHost: x\r\nX-Filler: " + b"x" * 10_000
+        large = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Filler: " + b"x" * 10_000
         answer = speak(producer, first + large, b"x" * 20_000)
         assert answer.startswith(b"HTTP/1.1 202 ")
         assert answer.count(b"HTTP/1.1") == 1
@@ -325,7 +325,7 @@ class TestHttp:
         assert re.findall(rb"x-request-id: (\S+)", answer) == [b"id-0", b"id-1", b"id-2"]
 
     def test_a_trailer_is_no_header_and_is_bounded(self, producer: RunningService) -> None:
-        head = b"POST /log HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+        head = b"POST /log HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
         body = b"%x\r\n%b\r\n0\r\n" % (len(ONE), ONE)
         key = b"X-API-Key: test_key_123\r\n"
         assert speak(producer, head + b"\r\n" + body + key + b"\r\n").startswith(b"HTTP/1.1 401 ")
@@ -336,7 +336,7 @@ class TestHttp:
         assert speak(producer, raw_request(), end=True).startswith(b"HTTP/1.1 202 ")
 
     def test_without_a_key_no_body_is_read(self, producer: RunningService) -> None:
-        head = b"POST /logs HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n["
+        head = b"POST /logs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\r\n["
         assert speak(producer, head).startswith(b"HTTP/1.1 401 ")
 
     def test_http_1_0_is_answered_and_closed(self, producer: RunningService) -> None:
