@@ -11,7 +11,10 @@ from logging_service.auth import Keyring, Principal, ReadingRule
 from logging_service.client_address import ClientAddresses
 from logging_service.rate_limit import RateLimiter
 
-# How the OpenAPI document says that a route needs the scope `admin`.
+# How the OpenAPI document says which scope a route needs.
+WRITE_KEY = APIKeyHeader(
+    name="X-API-Key", scheme_name="write_key", auto_error=False, description="scope `write`"
+)
 ADMIN_KEY = APIKeyHeader(
     name="X-API-Key", scheme_name="admin_key", auto_error=False, description="scope `admin`"
 )

@@ -20,9 +20,12 @@ REPLAYED: Final = "audit.replayed"
 DROPPED: Final = "audit.dead_letters_dropped"
 REPRICED: Final = "audit.repriced"
 REBUILT: Final = "audit.rebuilt"
+REDACTION_SCANNED: Final = "audit.redaction_scanned"
 KEY_CREATED: Final = "audit.key_created"
 KEY_ROTATED: Final = "audit.key_rotated"
 KEY_REVOKED: Final = "audit.key_revoked"
+RETENTION: Final = "audit.retention"
+ERASED: Final = "audit.erased"
 
 
 class Actor(NamedTuple):

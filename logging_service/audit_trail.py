@@ -15,6 +15,7 @@ from logging_service.audit import (
     EXPORTED,
     Actor,
     AuditOutbox,
+    KeptNote,
     Note,
     element_of,
 )
@@ -110,10 +111,19 @@ async def forward(outbox: AuditOutbox, queue: EventQueue) -> int:
     A crash in between forwards them again: as the same events, of which the store keeps one.
     """
     async with outbox.taking(_MOST_FORWARDED) as notes:
-        if notes:
-            now = wire.now_micros()
-            await queue.put([element_of(note, now) for note in notes])
+        elements = [element for note in notes if (element := _element_of(note))]
+        if elements:
+            await queue.put(elements)
     return len(notes)
+
+
+def _element_of(note: KeptNote) -> bytes | None:
+    """Return the queue's bytes for a note, None for one that no service has written so."""
+    try:
+        return element_of(note, wire.now_micros())
+    except Exception:  # noqa: BLE001 - whatever somebody put there must not keep the rest waiting
+        _log.exception("audit_note_dropped", event_id=str(note.event_id))
+        return None
 
 
 @asynccontextmanager
@@ -164,3 +174,5 @@ async def _try(turn: Callable[[], Awaitable[None]], failed: str) -> None:
         await turn()
     except LoggingServiceError as error:
         _log.warning(failed, reason=str(error))
+    except Exception:  # noqa: BLE001 - whatever it was: the next turn has another try
+        _log.exception(failed)

@@ -336,7 +336,7 @@ def _by_option() -> Iterator[None]:
         yield
     except KeyRejected as error:
         field, _, part = error.loc.partition(".")
-        option = f"{_OPTIONS[field]} {part}".rstrip()
+        option = f"{_OPTIONS.get(field, field)} {part}".rstrip()
         raise KeyRejected(option, error.message) from None
 
 

@@ -285,6 +285,4 @@ def _refuse_more_than_own(request: Request, scopes: Iterable[str]) -> None:
 
 
 def _told(made: MadeKey) -> Response:
-    answer = json_answer(as_told(made, datetime.now(UTC)), 201)
-    answer.headers["Cache-Control"] = "no-store"
-    return answer
+    return json_answer(as_told(made, datetime.now(UTC)), 201)

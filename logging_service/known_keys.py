@@ -14,7 +14,7 @@ from logging_service.auth import Keyring
 from logging_service.backends import open_keys
 from logging_service.errors import LoggingServiceError
 from logging_service.health import answer_within
-from logging_service.pepper import pepper_of
+from logging_service.pepper import Pepper, pepper_of
 from logging_service.settings import Settings
 
 _log = structlog.get_logger()
@@ -44,6 +44,7 @@ class KeyFollower:
         self._number = -1
         self._whole_due = 0.0
         self._unusable = 0
+        self._pepper: Pepper | None = None
         self.fault: str | None = None
         self._pending: dict[tuple[str, datetime], int] = {}
 
@@ -65,7 +66,9 @@ class KeyFollower:
         self._tell_fault(None)
         if changes is None:
             return
-        unusable = self._keyring.hold(changes, pepper_of(self._settings))
+        # A file that cannot be read for once must not make every key a wrong one.
+        self._pepper = pepper_of(self._settings) or self._pepper
+        unusable = self._keyring.hold(changes, self._pepper)
         self._number = changes.number
         if unusable and unusable != self._unusable:
             _log.warning("keys_cannot_be_used", keys=unusable, reason="made with another pepper")

@@ -1,4 +1,4 @@
-"""The secret without which stored digests of keys tell nothing: who has the rows has no key."""
+"""Secrets without which stored digests tell nothing: of API keys, and of personal data."""
 
 import hmac
 import secrets
@@ -7,7 +7,7 @@ from logging_service import data_folder
 from logging_service.errors import SettingsError
 from logging_service.settings import Settings
 
-_FILE = "key_pepper"
+_FILE, _PII_FILE = "key_pepper", "pii_key"
 _FINGERPRINT_BYTES = 8
 
 
@@ -41,17 +41,30 @@ def kept_pepper(settings: Settings) -> Pepper:
 
     Raises SettingsError when it can be neither read nor kept.
     """
-    text = _configured(settings)
-    if text is None:
-        folder = settings.data_path
-        data_folder.create(folder)
-        try:
-            text = data_folder.kept_secret(folder / _FILE, lambda: secrets.token_urlsafe(32))
-        except OSError as error:
-            raise SettingsError(
-                f"DATA_DIR={folder} cannot keep {_FILE}: {error.strerror}; set API_KEY_PEPPER"
-            ) from None
+    text = _configured(settings) or _kept(settings, _FILE, "API_KEY_PEPPER")
     return Pepper(text.encode())
+
+
+def kept_pii_key(settings: Settings) -> bytes:
+    """Return `PII_HASH_KEY`, else what `DATA_DIR` keeps, which is made when there is none yet.
+
+    Raises SettingsError when it can be neither read nor kept.
+    """
+    configured = settings.pii_hash_key
+    text = configured.get_secret_value() if configured else None
+    return (text or _kept(settings, _PII_FILE, "PII_HASH_KEY")).encode()
+
+
+def _kept(settings: Settings, name: str, instead: str) -> str:
+    folder = settings.data_path
+    data_folder.create(folder)
+    try:
+        return data_folder.kept_secret(folder / name, lambda: secrets.token_urlsafe(32))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise SettingsError(
+            f"DATA_DIR={folder} cannot keep {name}: {reason}; set {instead}"
+        ) from None
 
 
 def _configured(settings: Settings) -> str | None:

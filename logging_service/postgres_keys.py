@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from logging_service.api_keys import (
     StoredKey,
     checked_overlap,
 )
-from logging_service.errors import KeyConflict
+from logging_service.errors import KeyConflict, SettingsError
 from logging_service.key_text import make_key
 from logging_service.pepper import Pepper
 from logging_service.postgres import open_pool, weather
@@ -197,7 +197,10 @@ class PostgresKeys:
                 "The pepper of the keys that are active is not here: use the services' "
                 "API_KEY_PEPPER or DATA_DIR. If it is lost, set a new API_KEY_PEPPER for all."
             )
-        return self._peppers.kept()
+        try:
+            return self._peppers.kept()
+        except SettingsError as error:
+            raise KeyConflict(f"A new pepper cannot be kept: {error}") from error
 
     async def _one(self, connection: asyncpg.Connection, key_id: str) -> ApiKey:
         return (await self._shown(connection, ["id = $1"], (key_id,), 1))[0]
@@ -244,7 +247,7 @@ def _terms_again(row: asyncpg.Record) -> KeyTerms:
         row["name"],
         row["project"],
         frozenset(row["scopes"]),
-        msgspec.json.decode(row["rates"]),
+        _rates_in(row["rates"]),
         tuple(row["networks"]),
         None,
     )
@@ -272,8 +275,21 @@ async def _note(
 
 def _shown_key(row: dict[str, Any], fingerprint: bytes) -> ApiKey:
     has_other_pepper = row.pop("pepper") != fingerprint
-    rates = msgspec.json.decode(row.pop("rates"))
-    return ApiKey(**row, rates=rates, has_other_pepper=has_other_pepper)
+    rates, expires_at = _rates_in(row.pop("rates")), _moment(row.pop("expires_at"))
+    return ApiKey(**row, rates=rates, expires_at=expires_at, has_other_pepper=has_other_pepper)
+
+
+# A row may have been changed by hand: it must not keep the others from being told.
+def _rates_in(column: bytes) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(column, type=dict[str, str])
+    except msgspec.DecodeError:
+        return {"": "unreadable"}
+
+
+def _moment(expires_at: datetime | None) -> datetime | None:
+    # PostgreSQL's infinite times come without a zone.
+    return expires_at and expires_at.replace(tzinfo=UTC)
 
 
 def _stored(row: asyncpg.Record) -> StoredKey:
@@ -284,9 +300,9 @@ def _stored(row: asyncpg.Record) -> StoredKey:
         frozenset(row["scopes"]),
         row["digest"],
         row["pepper"],
-        msgspec.json.decode(row["rates"]),
-        tuple(row["networks"]),
-        row["expires_at"],
+        _rates_in(row["rates"]),
+        tuple(map(str, row["networks"])),
+        _moment(row["expires_at"]),
         is_revoked=row["revoked_at"] is not None,
     )
 

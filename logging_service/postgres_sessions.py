@@ -34,8 +34,10 @@ async def sum_sessions(connection: asyncpg.Connection, now: datetime) -> int:
     """
     over = (now - _CLOSED_AFTER).replace(minute=0, second=0, microsecond=0)
     began, made = time.monotonic(), 0
-    # Of one that folded or noted a change meanwhile: the next turn has the rest.
-    with suppress(asyncpg.SerializationError, asyncpg.UniqueViolationError):
+    # Of one that folded, added up or noted a change meanwhile: the next turn has the rest.
+    with suppress(
+        asyncpg.SerializationError, asyncpg.UniqueViolationError, asyncpg.LockNotAvailableError
+    ):
         await _forget_gone(connection)
         for hour, facts in await _due(connection, over - _LOOK_BACK, over):
             made += await _make(connection, hour, facts)
@@ -68,6 +70,8 @@ async def _due(
 async def _make(connection: asyncpg.Connection, hour: datetime, facts: int) -> int:
     """Add an hour up anew; return 0 when another folds at this moment, or has just done it."""
     async with connection.transaction(isolation="repeatable_read"):
+        # Two who add up different hours at once would both find their sessions alone.
+        await connection.execute(_SQL["lock_sums"])
         if not await lock_folding(connection):
             return 0
         row = await connection.fetchrow(HOURS, hour, hour + _HOUR)

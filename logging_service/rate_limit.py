@@ -176,6 +176,8 @@ class RateLimiter:
         try:
             grants = await self._shared.claim([window.claim() for window in asked])
         except Exception as error:  # noqa: BLE001 - who waits has to be told all the same
+            for window in asked:
+                window.take_back_claim()
             self._lose(str(error) or type(error).__name__)
         else:
             for window, grant in zip(asked, grants, strict=True):

@@ -46,6 +46,7 @@ class Window:
         "_rate",
         "_spent",
         "_taken",
+        "_told",
         "ends",
         "held",
         "is_asked",
@@ -72,18 +73,27 @@ class Window:
         self._taken = 0
         self._lent = 0
         self._spent = 0
+        self._told = 0
 
     def claim(self) -> Claim:
         """Return what to ask for, a chunk, or as much as is waited for, and what to tell."""
-        spent, self._spent = self._spent, 0
+        self._told = spent = self._spent
+        self._spent = 0
         self._taken += spent
         # Others may have something to tell as well, before anything is claimed ahead of need.
         wanted = max(0 if spent else self._chunk, len(self.waiting))
         return Claim(self._key_id, self._endpoint, self._rate, wanted, spent)
 
+    def take_back_claim(self) -> None:
+        """Tell again with the next claim what the last one told, for want of an answer."""
+        self._taken -= self._told
+        self._spent += self._told
+        self._told = 0
+
     def receive(self, grant: Grant, asked_at: float) -> None:
         """Add what was granted to a claim that was sent at `asked_at`."""
         self.take_back()
+        self._told = 0
         # Counted from the question, not from the answer: so it ends here before it does there.
         ends = asked_at + grant.left_seconds
         is_another = self.ends <= asked_at or ends > self.ends + self._rate[1] / 2

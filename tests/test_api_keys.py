@@ -142,6 +142,14 @@ class TestPepper:
         with pytest.raises(SettingsError, match="set API_KEY_PEPPER"):
             kept_pepper(settings)
 
+    def test_one_that_is_no_text_is_told_and_not_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "key_pepper").write_bytes(b"\xff\xfe")
+        settings = Settings.model_validate({"data_dir": tmp_path})
+        assert pepper_of(settings) is None
+        with pytest.raises(SettingsError, match="it is no text; set API_KEY_PEPPER"):
+            kept_pepper(settings)
+        assert (tmp_path / "key_pepper").read_bytes() == b"\xff\xfe"
+
 
 async def audited(database: asyncpg.Connection) -> list[tuple[str, Mapping[str, Any]]]:
     rows = await database.fetch("SELECT event_type, payload FROM audit_outbox ORDER BY number")
@@ -322,6 +330,15 @@ class TestStore:
                 await elsewhere.create(terms_of("b"), ADMIN)
             await elsewhere.revoke(made.key.id, ADMIN)
             assert await elsewhere.create(terms_of("b"), ADMIN)
+
+    async def test_no_key_is_made_where_its_pepper_cannot_be_kept(
+        self, settings: Settings, tmp_path: Path
+    ) -> None:
+        (tmp_path / "data").write_text("a file, and no folder")
+        async with with_settings(settings, data_dir=tmp_path / "data") as unkept:
+            with pytest.raises(KeyConflict, match=r"DATA_DIR=.*/data cannot be used"):
+                await unkept.create(terms_of("a"), ADMIN)
+            assert await unkept.page(9) == []
 
     async def test_there_is_a_most_of_active_keys_and_rotation_keeps_to_it(
         self, store: KeyStore, monkeypatch: pytest.MonkeyPatch

@@ -444,6 +444,10 @@ class TestOneRole:
                 f"DROP ROLE IF EXISTS {one}, {two}",
             )
 
+    async def test_one_that_owns_nothing_is_told_who_migrates(self, services_url: str) -> None:
+        with pytest.raises(SchemaMismatch, match="run `logging-service migrate` with the DATABASE"):
+            await migrate(services_url)
+
     async def test_two_urls_of_different_databases_are_refused(
         self, database_url: str, postgres: Postgres
     ) -> None:

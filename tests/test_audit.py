@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from conftest import ADMIN_API_KEY, API_KEY
 from consuming import consuming, count, log_queue, until
-from events_made import a_delivery, an_event, unchecked
+from events_made import REDACTOR, a_delivery, an_event, unchecked
 from served import ask, served
 from stored_rows import a_row, store_rows
 
@@ -31,6 +31,7 @@ from logging_service.audit_trail import Reads, forward, forwarding_audit, noting
 from logging_service.dead_letters import replay
 from logging_service.delivering import sort_events
 from logging_service.errors import BackendUnavailable, EventRejected
+from logging_service.event_ttls import EventTtls
 from logging_service.events import EventEncoder, Origin, SentEvent, uuid7_micros
 from logging_service.ports import Appended, DeadLetter, LetterFilter, Sorted
 from logging_service.postgres_audit import PostgresAuditOutbox, open_postgres_audit_outbox
@@ -169,6 +170,31 @@ class TestForwarding:
         assert await forward(outbox, queue) == 1
         assert await forward(outbox, queue) == 0
 
+    async def test_a_note_that_no_service_wrote_keeps_no_other_waiting(
+        self, outbox: AuditOutbox, queue: RedisQueue, database: asyncpg.Connection
+    ) -> None:
+        await database.execute(
+            "INSERT INTO audit_outbox (event_type, payload, timestamp)"
+            " VALUES ('audit.tested', '{}', 'infinity')"
+        )
+        await outbox.add([A_NOTE])
+        await forward(outbox, queue)
+        assert (await queue.status()).size == 1
+        assert await noted(database) == []
+
+    async def test_a_turn_that_fails_is_not_the_last(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(audit_trail, "_TURN_SECONDS", 0.0)
+        turns = 0
+
+        async def turn() -> None:
+            nonlocal turns
+            turns += 1
+            raise LookupError
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(audit_trail._every_minute(turn, "audit_not_forwarded"), 0.02)
+        assert turns > 1
+
     async def test_two_do_not_forward_the_same(
         self, outbox: AuditOutbox, queue: RedisQueue
     ) -> None:
@@ -201,7 +227,7 @@ class TestForwarding:
         note = KeptNote(uuid4(), datetime.now(UTC), "audit.tested", b"{}")
         await bury(store, element_of(note, now), unchecked(b"{}", "audit.forged", source="tests"))
         keys = await letters.keys(LetterFilter(), 10)
-        (step,) = [step async for step in replay(letters, queue, keys, COMMAND_LINE)]
+        (step,) = [step async for step in replay(letters, queue, keys, COMMAND_LINE, REDACTOR)]
         assert step.replayed == 1
         assert [refusal.detail for refusal in step.refused] == [
             "event_type: may not begin with audit."
@@ -218,7 +244,10 @@ async def _is_stored(database: asyncpg.Connection) -> bool:
 
 
 def test_no_key_can_forge_an_event_of_the_audit() -> None:
-    encoder, origin = EventEncoder(7), Origin("tests", None, None, wire.now_micros())
+    encoder, origin = (
+        EventEncoder(EventTtls(7), REDACTOR),
+        Origin("tests", None, None, wire.now_micros()),
+    )
     for event_type in ("audit.", "audit.key_revoked"):
         for _ in range(2):
             with pytest.raises(EventRejected) as refused:

@@ -51,6 +51,11 @@ def test_without_configured_keys_no_key_is_good() -> None:
         holder(Keyring(Settings.model_validate({})), KEY)
 
 
+def test_one_key_for_both_would_let_every_client_do_everything() -> None:
+    with pytest.raises(ValueError, match="API_KEY cannot be used: it is ADMIN_API_KEY"):
+        Settings.model_validate({"api_key": "test_key_123", "admin_api_key": "test_key_123"})
+
+
 @pytest.mark.parametrize("text", ["schlüssel", "lsk_of_my_own_making"])
 def test_a_configured_key_may_be_any_text(text: str) -> None:
     assert holder(Keyring(Settings.model_validate({"api_key": text})), text.encode())

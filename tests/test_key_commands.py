@@ -195,6 +195,8 @@ async def test_revoke_asks_first_and_may_be_repeated(command: CommandHere) -> No
         (("create", "ci", "--network", "home"), "--network 0"),
         (("rotate", "kept", "--overlap", "long"), "--overlap"),
         (("rotate", "kept", "--overlap", "31d"), "--overlap"),
+        (("rotate", "nobody"), "KEY"),
+        (("rotate", "API_KEY"), "KEY"),
         (("revoke", "nobody", "--yes"), "KEY"),
         (("revoke", "ADMIN_API_KEY", "--yes"), "KEY"),
         (("show", "\x1b[2J\udcff"), "KEY"),

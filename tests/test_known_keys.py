@@ -35,9 +35,9 @@ async def store(settings: Settings) -> AsyncIterator[KeyStore]:
         yield opened
 
 
-async def post(service: RunningService, key: str) -> int:
+async def post(service: RunningService, key: str, **more: str) -> int:
     """Send one event over a connection of its own, and return the answer's status."""
-    headers = {"X-API-Key": key, "Connection": "close"}
+    headers = {"X-API-Key": key, "Connection": "close", **more}
     answer = await ask(f"{service.url}/log", "POST", json=EVENT, headers=headers)
     return answer.status_code
 
@@ -98,13 +98,19 @@ class TestServices:
     async def test_who_sends_too_many_wrong_keys_is_refused_whole(
         self, environment: dict[str, str]
     ) -> None:
-        limited = {**environment, "AUTH_FAILURE_LIMIT": "3/hour"}
+        limited = {
+            **environment,
+            "AUTH_FAILURE_LIMIT": "3/hour",
+            "TRUSTED_PROXIES": "127.0.0.1",
+        }
         with run_service("producer", limited) as producer:
             assert [await post(producer, "wrong") for _ in range(4)] == [401, 401, 401, 429]
             answer = await health(producer.url, API_KEY)
             assert answer.status_code == 429
             assert 3590 < int(answer.headers["Retry-After"]) <= 3600
             assert (await ask(f"{producer.url}/health")).status_code == 200
+            # A client of a trusted proxy is an address of its own.
+            assert await post(producer, API_KEY, **{"X-Forwarded-For": "192.0.2.7"}) == 202
 
     async def test_a_key_of_networks_is_refused_from_elsewhere(
         self, settings: Settings, store: KeyStore
@@ -123,6 +129,10 @@ class TestServices:
             assert (await health(url, here.text, **told)).status_code == 200
             told = {"X-Forwarded-For": "198.51.100.7"}
             assert (await health(url, here.text, **told)).status_code == 403
+            # Reading asks the same.
+            for made, status in ((here, 200), (elsewhere, 403)):
+                sent = {"X-API-Key": made.text}
+                assert (await ask(f"{url}/events", headers=sent)).status_code == status
 
     async def test_use_is_written_down_at_the_stop_and_only_what_was_admitted(
         self, settings: Settings, store: KeyStore
@@ -161,6 +171,10 @@ async def health(url: str, key: str, **headers: str) -> requests.Response:
 
 def is_good(keyring: Keyring, made: MadeKey) -> bool:
     return keyring.principal_from_headers({b"x-api-key": made.text.encode()}, HERE) is not None
+
+
+def is_known(keyring: Keyring, made: MadeKey) -> bool:
+    return made.key.id.encode() in keyring._made
 
 
 class TestOutage:
@@ -217,10 +231,10 @@ class TestOutage:
                 assert time.monotonic() - began < 1
                 relay.is_half_open = False
 
-                async def is_known() -> bool:
-                    return made.key.id.encode() in keyring._made
+                async def is_loaded() -> bool:
+                    return is_known(keyring, made)
 
-                await eventually(is_known)
+                await eventually(is_loaded)
             assert is_good(keyring, made)
 
 
@@ -239,6 +253,47 @@ class TestFollower:
         follower._whole_due = 0.0
         await follower.refresh()
         assert keyring._made == {}
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            "rates = '[]'",
+            """rates = '{"/log": 5}'""",
+            """rates = '"\\ud800"'""",
+            "networks = ARRAY[NULL]",
+            "scopes = ARRAY[NULL]",
+            "expires_at = '-infinity'",
+            "expires_at = 'infinity'",
+        ],
+    )
+    async def test_a_row_that_cannot_be_read_holds_up_no_other_key(
+        self, settings: Settings, store: KeyStore, database: asyncpg.Connection, changed: str
+    ) -> None:
+        revoked, bad = await store.create(terms_of("a"), BY), await store.create(terms_of("b"), BY)
+        keyring = Keyring(settings)
+        follower = KeyFollower(store, keyring, settings)
+        await follower.refresh()
+        await database.execute(
+            f"UPDATE api_keys SET {changed}, changed = changed + 1 WHERE id = $1", bad.key.id
+        )
+        await store.revoke(revoked.key.id, BY)
+        await follower.refresh()
+        assert not is_known(keyring, revoked)
+        follower._whole_due = 0.0
+        await follower.refresh()
+        assert len(await store.page(9, ended=True)) == 2
+
+    async def test_a_pepper_that_cannot_be_read_for_once_refuses_no_key(
+        self, settings: Settings, store: KeyStore
+    ) -> None:
+        made = await store.create(terms_of("shop"), BY)
+        keyring = Keyring(settings)
+        follower = KeyFollower(store, keyring, settings)
+        await follower.refresh()
+        (settings.data_path / "key_pepper").unlink()
+        follower._whole_due = 0.0
+        await follower.refresh()
+        assert is_good(keyring, made)
 
     async def test_uses_that_cannot_be_written_down_wait_and_are_bounded(
         self, settings: Settings, store: KeyStore, free_port: int, monkeypatch: Any

@@ -328,6 +328,22 @@ class TestOutage:
                 await limiter.drain()
             assert await granted_in_turn([one, two], 300) == left
 
+    async def test_what_redis_was_told_in_vain_is_told_again(self, line: tuple[Relay, str]) -> None:
+        relay, url = line
+        async with sharing(url, "100/minute") as limiter:
+            await limiter.touch()
+            assert await granted(limiter, 10) == 10
+            await relay.cut()
+            assert await granted(limiter, 60) == 60
+            await relay.mend()
+            await limiter.touch()
+            relay.is_half_open = True
+            await limiter.drain()
+            relay.is_half_open = False
+            await limiter.touch()
+            await limiter.drain()
+            assert await granted(limiter, 300) == 30
+
     async def test_what_was_refused_meanwhile_may_be_asked_for_again(
         self, line: tuple[Relay, str]
     ) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -250,3 +251,35 @@ async def test_folding_sums_up_the_hours_that_are_over(
     await add(store, an_event("custom", "s", timestamp=datetime.now(UTC) - 3 * HOUR))
     await store.fold()
     assert await total_of(database, "session_sums WHERE is_alone AND events = 1") == 1
+
+
+async def test_two_who_add_up_different_hours_at_once_leave_no_session_out(
+    store: PostgresStore,
+    reader: PostgresAnalytics,
+    database: asyncpg.Connection,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = START.replace(minute=0, second=0, microsecond=0)
+    sessions = [("both", first, 5), ("both", first + HOUR, 5), ("a", first, 6), ("b", first, 6)]
+    for session, hour, times in sessions:
+        await add(store, *(an_event("custom", session, timestamp=hour) for _ in range(times)))
+    other = await asyncpg.connect(database_url)
+    made: list[int] = []
+
+    async def lock_late(connection: asyncpg.Connection) -> bool:
+        if connection is database and not made and connection.is_in_transaction():
+            await connection.fetchval("SELECT 1")
+            made.append(await postgres_sessions._make(other, *due[1]))
+        return await lock_folding(connection)
+
+    due = await postgres_sessions._due(database, first, first + 2 * HOUR)
+    monkeypatch.setattr(postgres_sessions, "lock_folding", lock_late)
+    try:
+        with suppress(asyncpg.LockNotAvailableError):
+            await postgres_sessions._make(database, *due[0])
+        await sum_all(database)
+    finally:
+        await other.close()
+    question = Question("usage", (first, first + 2 * HOUR), ("session_id",), limit=1)
+    assert [group.names for group in (await reader.answer(question)).groups] == [("both",)]

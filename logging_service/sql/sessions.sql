@@ -37,6 +37,10 @@ SELECT hour
     OR (hour AT TIME ZONE 'UTC')::date IN (SELECT day FROM thinned_days)
  LIMIT $1
 
+-- name: lock_sums
+-- Takes no snapshot: the one that follows has all that was committed by who had this before.
+LOCK TABLE session_hours IN SHARE ROW EXCLUSIVE MODE NOWAIT
+
 -- name: look_up
 -- Each session is looked up, however the planner thinks of the table.
 SET LOCAL enable_hashjoin = off;
