@@ -14,8 +14,8 @@ from logging_service.analytics import Answer, Metrics, Question, UsageMetrics
 from logging_service.sketches import RELATIVE_ERROR
 from logging_service.watermark import Watermark
 
-# A spreadsheet takes what begins like this for a formula, and runs it.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+# A spreadsheet takes what begins like this for a formula, and runs it; some also the wide signs.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 class Period(msgspec.Struct):

@@ -13,14 +13,18 @@ from logging_service import audit, wire
 from logging_service.audit import Actor
 from logging_service.errors import EventRejected
 from logging_service.events import (
+    MAX_PAYLOAD_BYTES,
     MAX_SESSION_ID,
     MAX_TRACE_ID,
     check_event_type,
     check_payload,
     check_sent_type,
     check_text,
+    redacted,
 )
 from logging_service.ports import DeadLetters, EventQueue, KeptLetter, LetterFilter, LetterKey
+from logging_service.redaction import Redactor
+from logging_service.repeated_keys import repeats_a_key
 
 # One step holds this much in memory, and one put into the queue.
 _STEP_EVENTS, _STEP_BYTES = 500, 1024 * 1024
@@ -154,39 +158,44 @@ class Step(NamedTuple):
 
 
 async def replay(
-    letters: DeadLetters, queue: EventQueue, keys: Sequence[LetterKey], actor: Actor
+    letters: DeadLetters,
+    queue: EventQueue,
+    keys: Sequence[LetterKey],
+    actor: Actor,
+    redactor: Redactor,
 ) -> AsyncIterator[Step]:
     """Put the events of letters into the queue again for `actor`, a few hundred at a time.
 
-    An event is checked as a new one is, and received anew. Raises BackendUnavailable when the
-    queue or the database is away; what was told of before is done.
+    An event is checked and redacted as a new one is, and received anew. Raises BackendUnavailable
+    when the queue or the database is away; what was told of before is done.
     """
     for portion in _portions(keys, _STEP_EVENTS, _STEP_BYTES):
-        yield await _replay_some(letters, queue, portion, actor)
+        step, events, replayed = await _received_anew(letters, portion, redactor)
+        if events:
+            await queue.put(events)
+            # After the queue holds them: a crash in between leaves the letters open, and whoever
+            # replays them again has the events queued twice, of which the store keeps one.
+            await letters.mark_replayed(replayed, actor)
+        yield step
 
 
-async def _replay_some(
-    letters: DeadLetters, queue: EventQueue, portion: Sequence[LetterKey], actor: Actor
-) -> Step:
+async def _received_anew(
+    letters: DeadLetters, portion: Sequence[LetterKey], redactor: Redactor
+) -> tuple[Step, list[bytes], list[LetterKey]]:
     kept = await letters.letters([key.id for key in portion])
     events: list[bytes] = []
     replayed: list[LetterKey] = []
     refused: list[Refusal] = []
     for key in portion:
         try:
-            events.append(_received_again(kept.get(key.id)))
+            events.append(_received_again(kept.get(key.id), redactor))
             replayed.append(key)
         except ValueError as error:
             refused.append(Refusal(key.id, str(error)))
-    if events:
-        await queue.put(events)
-        # After the queue holds them: a crash in between leaves the letters open, and whoever
-        # replays them again has the events queued twice, of which the store keeps one.
-        await letters.mark_replayed(replayed, actor)
-    return Step(len(replayed), refused, portion[-1].id)
+    return Step(len(replayed), refused, portion[-1].id), events, replayed
 
 
-def _received_again(letter: KeptLetter | None) -> bytes:
+def _received_again(letter: KeptLetter | None, redactor: Redactor) -> bytes:
     """Return the bytes of an event for the queue; raises ValueError for one that it may not have.
 
     An event is received anew: what it waited among the letters is no time in the queue.
@@ -195,19 +204,32 @@ def _received_again(letter: KeptLetter | None) -> bytes:
         raise ValueError("the letter is gone")
     try:
         event = wire.decode(letter.event)
-        check_type = check_event_type if event.source == audit.PROJECT else check_sent_type
-        check_type(event.event_type)
-        for name, text, most in (
-            ("session_id", event.session_id, MAX_SESSION_ID),
-            ("trace_id", event.trace_id, MAX_TRACE_ID),
-            ("request_id", event.request_id, MAX_TRACE_ID),
-        ):
-            check_text(name, text, most)
-        check_payload(event.payload, suspicious=True)
+        _check(event)
     except struct.error:
         raise ValueError("the bytes are no event") from None
     except EventRejected as error:
         raise ValueError(str(error)) from None
+    if event.source != audit.PROJECT:
+        try:
+            event, _ = redacted(event, redactor)
+        except msgspec.DecodeError:
+            raise ValueError("redactions: is no count of what was replaced") from None
+    return wire.encode_fields(event._replace(received_at=wire.now_micros()))
+
+
+def _check(event: wire.Decoded) -> None:
+    check_type = check_event_type if event.source == audit.PROJECT else check_sent_type
+    check_type(event.event_type)
+    for name, text, most in (
+        ("session_id", event.session_id, MAX_SESSION_ID),
+        ("trace_id", event.trace_id, MAX_TRACE_ID),
+        ("request_id", event.request_id, MAX_TRACE_ID),
+    ):
+        # What was replaced may be longer: the bounds are of what was sent.
+        check_text(name, text, len(text or "") if event.redactions else most)
+    most = len(event.payload) if event.redactions else MAX_PAYLOAD_BYTES
+    check_payload(event.payload, suspicious=True, most_bytes=most)
     if _json(event.payload) is None:
-        raise ValueError("payload: is not JSON")
-    return wire.received_anew(letter.event, wire.now_micros())
+        raise EventRejected("payload", "is not JSON")
+    if repeats_a_key(event.payload):
+        raise EventRejected("payload", "may not have a key twice in an object")

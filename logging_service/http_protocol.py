@@ -25,6 +25,7 @@ from logging_service.errors import (
     NotHttp,
     TooSlow,
 )
+from logging_service.header_fields import are_ambiguous, declared_size, host_in_target
 from logging_service.server import FaceConfig
 from logging_service.web import request_id_from
 from logging_service.write_path import (
@@ -46,8 +47,6 @@ _SWEEP_SECONDS = 1.0
 # No host is named so: what two Host headers amount to.
 _TWO_HOSTS = b" "
 _ENDPOINTS = {path.encode(): path for path in BODY_LIMITS}
-
-
 # An id for those who sent none: which process answered, and its how-manieth request that was.
 _process = uuid4().hex[:16].encode()
 _answers = count(1)
@@ -75,6 +74,7 @@ class _Write:
     """A write request under way; it has what uvicorn asks of the cycle of a connection."""
 
     message_event = _Nothing()
+    response_started = False
 
     def __init__(
         self, endpoint: str, query: bytes, headers: dict[bytes, bytes], *, keep_alive: bool
@@ -102,6 +102,7 @@ class LimitedProtocol(HttpToolsProtocol):
     config: FaceConfig
     cycle: Any
     phase = _Phase.HEADER
+    fields: dict[bytes, bytes]
     # How many requests have begun: with the phase it tells the sweeper whether anything moved.
     begun = 0
     _seen: tuple[_Phase, int] | None = None
@@ -169,20 +170,25 @@ class LimitedProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
         super().on_headers_complete()
-        if self.is_ending:
+        if self.is_ending or self.parser.should_upgrade():
             self.cycle.keep_alive = False
 
     def header_is_good(self) -> bool:
-        """Whether the complete header is within the limit and names our host; refuse it if not."""
+        """Whether the complete header is within bounds, for us, and clear; refuse it if not."""
         if self.phase is _Phase.LINGER:
             return False
         # A header that came in one small chunk fits; any other is measured.
         is_small = self._chunk <= MAX_HEADER_BYTES and not self._header_fed
+        self.fields = dict(self.headers)
+        host = host_in_target(self.url) or self._host
         if not is_small and self._header_bytes() > MAX_HEADER_BYTES:
             self.refuse(HeaderTooLarge())
             return False
-        if self._host is not None and not self.config.allowed_hosts.admit(self._host):
+        if host is not None and not self.config.allowed_hosts.admit(host):
             self.refuse(Misdirected())
+            return False
+        if are_ambiguous(self.headers, self.fields, self.parser.get_http_version()):
+            self.refuse(NotHttp("The header can be taken in more than one way."))
             return False
         self.phase = _Phase.BODY
         return True
@@ -265,16 +271,21 @@ class LimitedProtocol(HttpToolsProtocol):
         Behind a request that is still being answered there is no place for another answer: the
         connection is closed after that one.
         """
-        answering = self.phase is not _Phase.BODY and not self.is_free()
+        answering = not self.is_free() and (
+            self.phase is not _Phase.BODY or self.cycle.response_started
+        )
         self.phase = _Phase.LINGER
         if answering or self.pipeline:
             self._owes_answer = answering
             self.cycle.keep_alive = False
             return
+        if not self.is_free():
+            # What the application says now to the half of a request would be a second answer.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         request_id = request_id_from(self.headers or ())
-        began = time.monotonic()
         answer = refusal(error, self.root_path)
-        self.send_answer(answer, endpoint, began, request_id, keep_alive=False)
+        self.send_answer(answer, endpoint, time.monotonic(), request_id, keep_alive=False)
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
 
@@ -350,12 +361,12 @@ class WriteProtocol(LimitedProtocol):
             return
         if not self.header_is_good():
             return
-        headers = dict(self.headers)
+        headers = self.fields
         keep_alive = self.parser.should_keep_alive() and not self.is_ending
         self.cycle = write = _Write(endpoint, query, headers, keep_alive=keep_alive)
         writes: WritePath = self.app_state["write_path"]
         try:
-            if _declared_size(headers) > write.limit:
+            if declared_size(headers) > write.limit:
                 raise _too_large(write.limit)
             write.principal = writes.admit(headers, self._address())
         except LoggingServiceError as error:
@@ -433,11 +444,6 @@ class WriteProtocol(LimitedProtocol):
         if not write.keep_alive:
             self.transport.close()
         self.on_response_complete()
-
-
-def _declared_size(headers: dict[bytes, bytes]) -> int:
-    # The parser has refused everything but digits.
-    return int(headers.get(b"content-length", b"0"))
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -3,8 +3,9 @@
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import msgspec
@@ -17,13 +18,14 @@ from logging_service.errors import (
     EventRejected,
 )
 from logging_service.events import (
+    MAX_PAYLOAD_BYTES,
     MAX_PAYLOAD_DEPTH,
     Encoded,
     EventEncoder,
     Origin,
     SentEvent,
-    is_suspicious,
 )
+from logging_service.repeated_keys import distinct_keys, misses_members, repeats_a_key
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 MAX_SINGLE_BYTES = 1024 * 1024
@@ -141,7 +143,10 @@ def read_one(body: bytes, encoder: EventEncoder, origin: Origin) -> Encoded:
         if _is_json(body):
             raise _rejected(error, body) from None
         raise BodyRejected(f"the body is not JSON: {_syntax(error)}") from None
-    return encoder.encode(sent, origin, suspicious=is_suspicious(body))
+    one = encoder.encode(sent, origin, suspicious=encoder.is_suspicious(body))
+    if not _are_plain([sent], body.count(b":")):
+        _refuse_repeated(body, sent)
+    return one
 
 
 def _is_json(body: bytes) -> bool:
@@ -154,6 +159,8 @@ def _is_json(body: bytes) -> bool:
 
 # Tokens that tell where an element ends; all else is passed over.
 _TOKENS = re.compile(rb'"(?:[^"\\\x00-\x1f]|\\.)*+"|[][{},]|"')
+_DEEPER = {b"{": 1, b"[": 1, b"}": -1, b"]": -1}
+_MOST_BRACKETS = 500_000
 _VALUE = json.JSONDecoder()
 
 
@@ -190,10 +197,13 @@ def _end_of_value(body: bytes, text: str, place: int) -> int:
     try:
         return _VALUE.raw_decode(text, place)[1]
     except RecursionError:
-        # Too deep for a reader that goes down with it: count the brackets instead.
+        # Too deep for a reader that goes down with it: count the brackets instead, as long as
+        # that takes less than half a second.
+        if body.count(b"{") + body.count(b"[") > _MOST_BRACKETS:
+            raise ValueError("there are too many brackets") from None
         depth = 0
         for token in _TOKENS.finditer(body, place):
-            depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(token[0], 0)
+            depth += _DEEPER.get(token[0], 0)
             if depth == 0:
                 return token.end()
         raise ValueError("the value does not end") from None
@@ -214,35 +224,69 @@ def read_many(body: bytes, content_type: str, encoder: EventEncoder, origin: Ori
 
     Raises BodyRejected when the body as a whole cannot be read.
     """
-    media = content_type.partition(";")[0].strip().lower()
-    if media in _NDJSON:
-        events, raws = _read_lines(body)
+    if content_type.partition(";")[0].strip().lower() in _NDJSON:
+        texts_in, read, colons = _lines, _read_lines, body.count(b":")
     else:
         check_json(content_type)
-        events, raws = _read_document(body)
+        texts_in, read = _elements, _read_document
+        # That of "events" is no event's.
+        colons = body.count(b":") - (body.lstrip()[:1] == b"{")
+    events, raws = read(body)
     if max(len(events), len(raws)) > MAX_EVENTS:
         raise BodyTooLarge(f"a batch may have {MAX_EVENTS} events")
-    suspicious = is_suspicious(body)
+    suspicious = encoder.is_suspicious(body)
     if events:
-        return _encode_all(events, encoder, origin, suspicious=suspicious)
-    return _judge_each(
-        raws, lambda raw: encoder.encode(_one.decode(raw), origin, suspicious=suspicious)
-    )
+        raws = [] if _are_plain(events, colons) else texts_in(body)
+        return _encode_all(
+            events, raws, partial(encoder.encode, origin=origin, suspicious=suspicious)
+        )
+
+    def encode(raw: bytes) -> Encoded:
+        sent = _one.decode(raw)
+        one = encoder.encode(sent, origin, suspicious=suspicious)
+        _refuse_repeated(raw, sent)
+        return one
+
+    return _judge_each(raws, encode)
 
 
 # Either every event at once or, when something is wrong with one, the bytes of each.
 _Events = tuple[list[SentEvent], list[bytes]]
 
 
+def _are_plain(events: list[SentEvent], colons: int) -> bool:
+    """Whether there are as many colons as keys that differ, so that none can stand twice.
+
+    It is found out quickly; a text with a colon or an inner object has more of them.
+    """
+    return colons == sum(map(_least_colons, events))
+
+
+def _least_colons(sent: SentEvent) -> int:
+    # One that is too large is refused, and its keys may be a million.
+    keys = distinct_keys(sent.payload) if len(sent.payload) <= MAX_PAYLOAD_BYTES else 0
+    inside = keys + 2 if keys else 1
+    return inside + (sent.session_id is not None) + (sent.event_id is not None)
+
+
+def _refuse_repeated(raw: bytes, sent: SentEvent) -> None:
+    # No key of an event has a colon.
+    if misses_members(raw):
+        names = Counter(json.loads(raw, object_pairs_hook=lambda pairs: [key for key, _ in pairs]))
+        raise EventRejected(names.most_common(1)[0][0], "may stand only once")
+    if repeats_a_key(bytes(sent.payload)):
+        raise EventRejected("payload", "may not have a key twice in an object")
+
+
 def _read_document(body: bytes) -> _Events:
     is_object = body.lstrip()[:1] == b"{"
     try:
-        return (_enveloped.decode(body).events if is_object else _many.decode(body)), []
+        events = _enveloped.decode(body).events if is_object else _many.decode(body)
+        return events, [] if events else _elements(body)
     except _UNREADABLE:
         pass
     try:
-        raws = _raw_enveloped.decode(body).events if is_object else _raws.decode(body)
-        return [], [bytes(raw) for raw in raws]
+        return [], _elements(body)
     except msgspec.ValidationError:
         raise BodyRejected('the body has to be an array of events or {"events": […]}') from None
     except _UNREADABLE as error:
@@ -250,6 +294,15 @@ def _read_document(body: bytes) -> _Events:
             return [], [*_cut(body, _start_of_array(body), "}" if is_object else "")]
         except ValueError:
             raise BodyRejected(f"the body is not JSON: {_syntax(error)}") from None
+
+
+def _elements(body: bytes) -> list[bytes]:
+    if body.lstrip()[:1] != b"{":
+        return [*map(bytes, _raws.decode(body))]
+    texts = [*map(bytes, _raw_enveloped.decode(body).events)]
+    if body.count(b":") != 1 + sum(text.count(b":") for text in texts):
+        raise BodyRejected("events may stand only once")
+    return texts
 
 
 _ARRAY = re.compile(rb'\s*(?:\{\s*"events"\s*:\s*)?\[')
@@ -263,7 +316,7 @@ def _start_of_array(body: bytes) -> int:
 
 
 def _read_lines(body: bytes) -> _Events:
-    lines = [line for line in body.split(b"\n") if line.strip()]
+    lines = _lines(body)
     try:
         # Line by line: an event may neither span two lines nor share one.
         return [_one.decode(line) for line in lines], []
@@ -271,14 +324,22 @@ def _read_lines(body: bytes) -> _Events:
         return [], lines
 
 
+def _lines(body: bytes) -> list[bytes]:
+    return [line for line in body.split(b"\n") if line.strip()]
+
+
 def _encode_all(
-    events: list[SentEvent], encoder: EventEncoder, origin: Origin, *, suspicious: bool
+    events: list[SentEvent], raws: list[bytes], encode: Callable[[SentEvent], Encoded]
 ) -> Batch:
+    """Return the batch; `raws` are the texts of the events where a key may stand in one twice."""
     accepted: list[Encoded] = []
     rejected: list[Rejection] = []
     for index, sent in enumerate(events):
         try:
-            accepted.append(encoder.encode(sent, origin, suspicious=suspicious))
+            one = encode(sent)
+            if raws:
+                _refuse_repeated(raws[index], sent)
+            accepted.append(one)
         except EventRejected as error:
             event_id = str(sent.event_id) if sent.event_id else None
             rejected.append(Rejection(index, event_id, [FieldError(error.loc, error.message)]))
@@ -323,9 +384,9 @@ def _rejected(error: Exception, raw: bytes) -> EventRejected:
     if isinstance(error, RecursionError):
         return EventRejected("payload", f"may be {MAX_PAYLOAD_DEPTH} levels deep")
     if isinstance(error, UnicodeDecodeError):
-        return EventRejected("body", "has to be UTF-8")
+        return EventRejected(_field_at_fault(raw), "has to be UTF-8")
     if not isinstance(error, msgspec.ValidationError):
-        return EventRejected(_field_of_half_pair(raw), f"cannot be read: {_syntax(error)}")
+        return EventRejected(_field_at_fault(raw), f"cannot be read: {_syntax(error)}")
     if place := _PLACE.match(text):
         loc = place["loc"] or "body"
         return EventRejected(loc, _EXPECTED.get(loc, place["msg"]))
@@ -337,18 +398,16 @@ def _rejected(error: Exception, raw: bytes) -> EventRejected:
     return EventRejected("body", "an event has to be a JSON object")
 
 
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
-
-
-def _field_of_half_pair(raw: bytes) -> str:
-    """Return the field that holds half a surrogate pair, `body` where none does."""
+def _field_at_fault(raw: bytes) -> str:
+    """Return the field that no JSON has: half a pair, NaN, no UTF-8; else `body`."""
     try:
-        members = json.loads(raw)
-    except ValueError:
+        members = json.loads(raw.decode(errors="surrogateescape"))
+        for name in members.keys() & _EXPECTED.keys():
+            msgspec.json.decode(json.dumps(members[name]))
+    except msgspec.DecodeError:
+        return str(name)
+    except (ValueError, AttributeError, RecursionError):
         return "body"
-    for name, value in members.items() if isinstance(members, dict) else ():
-        if name in _EXPECTED and _HALF_PAIR.search(json.dumps(value, ensure_ascii=False)):
-            return str(name)
     return "body"
 
 

@@ -7,32 +7,30 @@ from typing import Any
 
 import structlog
 
-# Terminals and log shippers take these as commands or line ends (CWE-117).
-_FORGERY = {
-    code: f"\\u{code:04x}"
-    for code in (
-        *range(32),
-        127,
-        *range(0x80, 0xA0),
-        0x2028,
-        0x2029,
-        *range(0x202A, 0x202F),
-        *range(0x2066, 0x206A),
-    )
-}
-
 
 def escape_controls(text: str) -> str:
-    """Return `text` with control, line-separator and bidirectional characters made visible."""
-    return text.translate(_FORGERY)
+    """Return `text` with what a terminal or a log shipper may obey made visible (CWE-117).
+
+    That is all that is not printable: controls, ends of lines, what turns or hides other signs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
+def _indented(traceback: str) -> str:
+    # No line of it can be taken for one of the log: these begin at the margin.
+    return "\n".join(f"  {escape_controls(line)}" for line in traceback.split("\n"))
 
 
 def _escape(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     for name, value in event.items():
-        if isinstance(value, str) and name != "exception":
-            event[name] = escape_controls(value)
+        if isinstance(value, str):
+            event[name] = _indented(value) if name == "exception" else escape_controls(value)
     return event
 
 

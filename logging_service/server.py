@@ -20,6 +20,7 @@ from uvicorn.importer import import_from_string
 from logging_service.browsers import ALWAYS, ONLY_TLS, POLICY
 from logging_service.errors import SettingsError
 from logging_service.hosts import AllowedHosts, is_loopback, read_host_names
+from logging_service.logs import escape_controls
 from logging_service.settings import Settings
 from logging_service.tls import TlsFiles
 from logging_service.workers import Server, Workers, exit_on
@@ -57,7 +58,7 @@ def spare_the_collector() -> None:
 
 def refuse_to_start(message: str) -> NoReturn:
     """End the process with one line and the exit code 2."""
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{escape_controls(message)}\n")
     raise SystemExit(2)
 
 

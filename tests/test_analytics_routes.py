@@ -452,7 +452,7 @@ class TestCsv:
         assert header[0] == "user_id"
         assert groups == []
 
-    @pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n"])
+    @pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
     async def test_a_name_that_is_a_formula_is_made_harmless(
         self, service: Service, first: str
     ) -> None:

@@ -12,7 +12,7 @@ import pytest
 import requests
 from commanded import CommandHere
 from conftest import ADMIN_API_KEY, API_KEY
-from events_made import an_event
+from events_made import REDACTOR, an_event, unchecked
 from served import ask, served
 
 from logging_service import wire
@@ -69,7 +69,7 @@ async def consume(queue: RedisQueue, store: PostgresStore) -> Appended:
 async def replay_all(letters: PostgresDeadLetters, queue: RedisQueue) -> tuple[int, dict[int, str]]:
     replayed, refused = 0, dict[int, str]()
     keys = await letters.keys(LetterFilter(), 10_000)
-    async for step in replay(letters, queue, keys, COMMAND_LINE):
+    async for step in replay(letters, queue, keys, COMMAND_LINE, REDACTOR):
         replayed += step.replayed
         refused |= {refusal.id: refusal.detail for refusal in step.refused}
     return replayed, refused
@@ -153,6 +153,25 @@ class TestTheSameLetter:
 
 
 class TestReplay:
+    async def test_an_event_is_redacted_as_a_new_one_is_and_then_stays_the_same(
+        self, store: PostgresStore, letters: PostgresDeadLetters, queue: RedisQueue
+    ) -> None:
+        before = unchecked(b'{"email":["a","b"],"n":1e2}', session_id="of ada@example.org")
+        await bury(store, before)
+        assert (await replay_all(letters, queue))[0] == 1
+        delivery = await queue.take(10, 0)
+        assert delivery is not None
+        once = wire.decode(delivery.events[0])
+        assert once.redactions == b'{"email":3}'
+        assert (once.session_id or "").startswith("of [email:")
+        assert once.payload.endswith(b'],"n":1e2}')
+        assert once.event_id == wire.decode(before).event_id
+        await bury(store, delivery.events[0])
+        assert (await replay_all(letters, queue))[0] == 1
+        again = await queue.take(10, 0)
+        assert again is not None
+        assert wire.lasting(again.events[0]) == wire.lasting(delivery.events[0])
+
     async def test_a_replayed_event_is_stored_with_all_its_fields(
         self,
         store: PostgresStore,
@@ -276,7 +295,7 @@ class TestReplay:
         await bury(store, an_event())
         keys = await letters.keys(LetterFilter(), 10)
         await letters.drop([1], COMMAND_LINE)
-        steps = [step async for step in replay(letters, queue, keys, COMMAND_LINE)]
+        steps = [step async for step in replay(letters, queue, keys, COMMAND_LINE, REDACTOR)]
         assert [(step.replayed, step.refused[0].id) for step in steps] == [(0, 1)]
 
     async def test_a_queue_that_is_away_leaves_the_letters_open(
@@ -430,7 +449,11 @@ class TestRoutes:
             "payload": json.loads(payload),
         }
 
-    @pytest.mark.parametrize("event", [b"", b"garbage", an_event()[:-2], b"\x01" + bytes(300)])
+    @pytest.mark.parametrize(
+        "event",
+        [b"", b"garbage", an_event()[:-2], b"\x01" + bytes(300)],
+        ids=["nothing", "garbage", "cut", "zeros"],
+    )
     async def test_bytes_that_cannot_be_read_have_a_size_and_no_fields(
         self, service: Letters, store: PostgresStore, event: bytes
     ) -> None:
