@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from bench.rows import REDACTOR
+from logging_service.event_ttls import EventTtls
 from logging_service.events import EventEncoder, Origin, SentEvent
 
 DAYS = 30
@@ -70,7 +72,7 @@ MODELS = (
 )
 _MODEL_WEIGHTS = tuple(accumulate(0.875**place for place in range(len(MODELS))))
 
-_encoder = EventEncoder(ttl_days=0)
+_encoder = EventEncoder(EventTtls(0), REDACTOR)
 
 
 class Plan(NamedTuple):

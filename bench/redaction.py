@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import msgspec
+import re2
 from rich.console import Console
 from rich.table import Table
 
@@ -54,7 +55,7 @@ def scores(redactor: Redactor, each: int = _EACH) -> dict[str, Score]:
 
 
 def _judge(sample: Sample, redactor: Redactor, by_rule: dict[str, Score]) -> None:
-    after, found = redactor.text(sample.text.encode())
+    after, found, _ = redactor.text(sample.text.encode())
     mistaken = Counter(found)
     if sample.rule:
         is_gone = sample.value.encode() not in after and found[sample.rule] > 0
@@ -91,7 +92,7 @@ def main() -> None:
         "recall": {rule: score.recall for rule, score in by_rule.items()},
         "precision": {rule: score.precision for rule, score in by_rule.items()},
         "bytes": len(plain),
-        "search_us": round(micros_each(redactor.may_change, plain), 2),
+        "search_us": round(micros_each(re2.compile(redactor.suspects).search, plain), 2),
         "replace_us": round(micros_each(redactor.payload, personal), 2),
     }
     search, replace = figures["search_us"], figures["replace_us"]

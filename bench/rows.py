@@ -8,8 +8,12 @@ from uuid import UUID
 import msgspec
 
 from logging_service import wire
+from logging_service.event_ttls import EventTtls
 from logging_service.events import EventEncoder, Origin
 from logging_service.intake import read_many
+from logging_service.redaction import Redactor
+from logging_service.redaction_file import rules_for
+from logging_service.settings import Settings
 
 LLM_TYPE = "llm_query_sent"
 OTHER_TYPES = (
@@ -38,7 +42,9 @@ _COPY_END = b"\xff\xff"
 _MICROS_A_BATCH = 5_000
 
 _encode = msgspec.json.encode
-_encoder = EventEncoder(ttl_days=0)
+_RULES = rules_for(Settings.model_fields["pii_fields"].default.split(","))
+REDACTOR = Redactor(_RULES, b"the key of the bench")
+_encoder = EventEncoder(EventTtls(0), REDACTOR)
 
 
 class EventMaker:

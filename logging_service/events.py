@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections import Counter
 from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,12 +14,24 @@ import re2
 
 from logging_service import audit
 from logging_service.errors import EventRejected
-from logging_service.wire import EPOCH_UNIX_MICROS, NULL, column, encode, to_micros
+from logging_service.event_ttls import EventTtls
+from logging_service.redaction import Redactor
+from logging_service.wire import (
+    EPOCH_UNIX_MICROS,
+    NULL,
+    Decoded,
+    column,
+    encode,
+    encode_fields,
+    to_micros,
+)
 
 MAX_PAYLOAD_BYTES = 256 * 1024
 MAX_PAYLOAD_DEPTH = 32
 MAX_SESSION_ID = 200
 MAX_TRACE_ID = 64
+# What redaction may take of a worker's time for the events of one request.
+MAX_REDACTION_MICROS = 1_000_000
 # Five years: how old an event may be where nothing is removed by age, and in a backfill.
 MAX_AGE_DAYS = 5 * 365 + 1
 # Beyond this a double, and with it most JSON readers, cannot tell neighbouring integers apart.
@@ -40,15 +53,31 @@ class SentEvent(msgspec.Struct, forbid_unknown_fields=True):
 class Origin:
     """What the events of one request have from it, and not from their sender's text."""
 
-    __slots__ = ("columns", "received_at", "request_id", "source", "trace_id")
+    __slots__ = (
+        "columns",
+        "effort_left",
+        "found",
+        "received_at",
+        "request_id",
+        "source",
+        "trace_id",
+    )
 
     def __init__(
-        self, source: str, trace_id: str | None, request_id: str | None, received_at: int
+        self,
+        source: str,
+        trace_id: str | None,
+        request_id: str | None,
+        received_at: int,
+        found: Counter[str] | None = None,
     ) -> None:
         self.source = source
         self.trace_id = trace_id
         self.request_id = request_id
         self.received_at = received_at
+        # What redaction found in the ids, and the microseconds that it may still take.
+        self.found = found
+        self.effort_left = MAX_REDACTION_MICROS
         self.columns = (
             _columns_of_source(source)
             if trace_id is None and request_id is None
@@ -179,15 +208,15 @@ def _is_utf8(body: bytes) -> bool:
     return True
 
 
-def check_payload(payload: bytes, *, suspicious: bool) -> None:
+def check_payload(payload: bytes, *, suspicious: bool, most_bytes: int = MAX_PAYLOAD_BYTES) -> None:
     """Raise EventRejected unless `payload`, which is JSON, is an object within the bounds.
 
     `suspicious` is what `is_suspicious` says of it, or of the body that it is part of.
     """
     if payload[:1] != b"{":
         raise EventRejected("payload", "has to be a JSON object")
-    if len(payload) > MAX_PAYLOAD_BYTES:
-        raise EventRejected("payload", f"has to be at most {MAX_PAYLOAD_BYTES} bytes")
+    if len(payload) > most_bytes:
+        raise EventRejected("payload", f"has to be at most {most_bytes} bytes")
     opened = payload.count(b"{") + payload.count(b"[")
     if opened > MAX_PAYLOAD_DEPTH and _is_too_deep(payload):
         raise EventRejected("payload", f"may be {MAX_PAYLOAD_DEPTH} levels deep")
@@ -233,15 +262,87 @@ def _strict_float(digits: str) -> float:
 _STRICT = json.JSONDecoder(parse_int=_strict_integer, parse_float=_strict_float)
 
 
-class EventEncoder:
-    """Checks sent events, at most `ttl_days` old (0: five years), and makes the queue's bytes."""
+def redacted(event: Decoded, redactor: Redactor) -> tuple[Decoded, int]:
+    """Return `event` without what is found in its payload, session and ids, and the effort of it.
 
-    def __init__(self, ttl_days: int) -> None:
-        self._oldest = (ttl_days or MAX_AGE_DAYS) * 86_400_000_000
+    What was found is added to what its `redactions` count; raises msgspec.DecodeError for a count
+    that is none.
+    """
+    found = Counter(_REDACTIONS.decode(event.redactions or b"{}"))
+    effort = 0
+
+    def clean(text: str | None) -> str | None:
+        nonlocal effort
+        if text is None:
+            return None
+        instead, counted, more = redactor.text(text.encode())
+        effort += more
+        if not counted:
+            return text
+        found.update(counted)
+        return instead.decode()
+
+    session_id, trace_id, request_id = map(
+        clean, (event.session_id, event.trace_id, event.request_id)
+    )
+    payload, counted, more = redactor.payload(event.payload)
+    found.update(counted)
+    after = event._replace(
+        session_id=session_id,
+        trace_id=trace_id,
+        request_id=request_id,
+        redactions=_counted(found) if found else None,
+        payload=payload,
+    )
+    return after, effort + more
+
+
+_REDACTIONS = msgspec.json.Decoder(dict[str, int])
+
+
+def _counted(found: Counter[str]) -> bytes:
+    return msgspec.json.encode(found, order="sorted")
+
+
+def _all_of(sent: SentEvent, payload: bytes) -> bytes:
+    ids = f"{sent.session_id}\n{sent.event_type}\n{sent.trace_id}\n{sent.request_id}\n"
+    return ids.encode() + payload
+
+
+class EventEncoder:
+    """Checks sent events, as old as `ttl_days` allow (0: five years), and makes the queue's bytes.
+
+    What `redactor` finds is replaced in them; bounds are of what was sent.
+    """
+
+    def __init__(self, ttl_days: EventTtls, redactor: Redactor) -> None:
+        self._ttl_days = ttl_days
         self._ids = Uuid7Clock()
+        self._redactor = redactor
+        suspects = () if redactor.suspects is None else (redactor.suspects,)
+        # One search costs as much as either of two would.
+        self._suspicious = re2.compile(b"|".join((_SUSPICIOUS.pattern, *suspects)))
+
+    def is_suspicious(self, body: bytes) -> bool:
+        """Whether events in `body` may hold what cannot be represented or is to be replaced."""
+        return self._suspicious.search(body) is not None or not _is_utf8(body)
+
+    def origin(
+        self, source: str, trace_id: str | None, request_id: str | None, received_at: int
+    ) -> Origin:
+        """Return the origin of a request's events; its `trace_id` is of hexadecimal digits."""
+        found = None
+        if request_id is not None:
+            text, counted, _ = self._redactor.text(request_id.encode())
+            if counted:
+                request_id, found = text.decode(), counted
+        return Origin(source, trace_id, request_id, received_at, found)
 
     def encode(self, sent: SentEvent, origin: Origin, *, suspicious: bool) -> Encoded:
-        """Return the event's bytes; raises EventRejected naming the first field at fault."""
+        """Return the event's bytes; raises EventRejected naming the first field at fault.
+
+        `suspicious` is what `is_suspicious` says of the body that it is part of.
+        """
         texts = _session_column(sent.session_id) + check_sent_type(sent.event_type)
         if sent.trace_id is None and sent.request_id is None:
             texts += origin.columns
@@ -251,13 +352,41 @@ class EventEncoder:
                 check_text("request_id", sent.request_id, MAX_TRACE_ID),
             )
         payload = bytes(sent.payload)
+        suspicious = suspicious and self.is_suspicious(_all_of(sent, payload))
         check_payload(payload, suspicious=suspicious)
         if sent.event_id is None and sent.timestamp is None:
             event_id, timestamp = self._ids.next(origin.received_at)
         else:
             event_id, timestamp = self._identity(sent, origin.received_at)
-        element = encode(event_id, timestamp, origin.received_at, texts, payload)
+        if suspicious or origin.found:
+            identity = (UUID(int=event_id), timestamp, origin.received_at)
+            element = encode_fields(self._redacted(identity, sent, origin, payload))
+        else:
+            element = encode(event_id, timestamp, origin.received_at, texts, payload)
         return Encoded(event_id, timestamp, sent.event_type, element)
+
+    def _redacted(
+        self, identity: tuple[UUID, int, int], sent: SentEvent, origin: Origin, payload: bytes
+    ) -> Decoded:
+        if origin.effort_left <= 0:
+            raise EventRejected("payload", "is one of too many at once that have to be redacted")
+        if self._redactor.text(sent.event_type.encode()).found:
+            # Replaced it would be another type, of which there would be too many.
+            raise EventRejected("event_type", "may hold no personal data and no secret")
+        session, trace_id, request_id = sent.session_id, sent.trace_id, sent.request_id
+        event = Decoded(
+            *identity,
+            session_id=None if session is None else str(session),
+            event_type=sent.event_type,
+            source=origin.source,
+            trace_id=origin.trace_id if trace_id is None else trace_id,
+            request_id=origin.request_id if request_id is None else request_id,
+            redactions=_counted(origin.found) if request_id is None and origin.found else None,
+            payload=payload,
+        )
+        after, effort = redacted(event, self._redactor)
+        origin.effort_left -= effort
+        return after
 
     def _identity(self, sent: SentEvent, received_at: int) -> tuple[int, int]:
         timestamp = None
@@ -265,7 +394,7 @@ class EventEncoder:
             if sent.timestamp.tzinfo is None:
                 raise EventRejected("timestamp", "needs an offset from UTC, such as Z or +02:00")
             timestamp = to_micros(sent.timestamp)
-            self._check_time("timestamp", timestamp, received_at)
+            self._check_time("timestamp", timestamp, sent, received_at)
         if sent.event_id is None:
             # An id of the event's own time is found by one look.
             moment = timestamp or 0
@@ -274,12 +403,12 @@ class EventEncoder:
             timestamp = uuid7_micros(sent.event_id)
             if timestamp is None:
                 raise EventRejected("event_id", "without a timestamp it has to be a UUIDv7")
-            self._check_time("event_id", timestamp, received_at)
+            self._check_time("event_id", timestamp, sent, received_at)
         return sent.event_id.int, timestamp
 
-    def _check_time(self, loc: str, timestamp: int, received_at: int) -> None:
-        if timestamp < max(received_at - self._oldest, -EPOCH_UNIX_MICROS):
-            days = self._oldest // 86_400_000_000
+    def _check_time(self, loc: str, timestamp: int, sent: SentEvent, received_at: int) -> None:
+        days = self._ttl_days.of(sent.event_type) or MAX_AGE_DAYS
+        if timestamp < max(received_at - days * 86_400_000_000, -EPOCH_UNIX_MICROS):
             raise EventRejected(loc, f"its time may be at most {days} days ago")
         if timestamp > received_at + 86_400_000_000:
             raise EventRejected(loc, "its time may be at most a day ahead")

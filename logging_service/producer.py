@@ -14,17 +14,18 @@ from typing import Any, Literal
 
 import msgspec
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
 from starlette.responses import Response
 
 from logging_service import metrics
-from logging_service.admission import address_of
+from logging_service.admission import WRITE_KEY, address_of
 from logging_service.auth import Keyring
 from logging_service.backends import (
     damaged_spool_files,
     open_reader,
     open_store,
     open_write_queue,
+    redactor_of,
     refuse_newer_schema,
 )
 from logging_service.client_address import ClientAddresses
@@ -157,7 +158,7 @@ def create_app(workers: int = 1) -> RequestContext:
     forward_library_logs()
     if settings.queue_is_memory:
         metrics.show_beside(SERVICE, metrics.CONSUMER)
-    keyring = Keyring(settings)
+    keyring, redactor = Keyring(settings), redactor_of(settings)
 
     @asynccontextmanager
     async def lifespan(_face: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -177,7 +178,7 @@ def create_app(workers: int = 1) -> RequestContext:
             commit, watch = GroupCommit(queue), StoredWatch(reader)
             stack.push_async_callback(watch.drain)
             stack.push_async_callback(commit.drain)
-            encoders = Encoders.of(settings.log_ttl_days)
+            encoders = Encoders.of(settings.event_ttls, redactor)
             spare_the_collector()
             yield {
                 "write_path": WritePath(keyring, limiter, commit, watch, encoders),
@@ -288,6 +289,8 @@ async def _write(request: Request) -> Response:
     return response
 
 
+_KEY = [Security(WRITE_KEY)]
+
 _WAIT = {
     "name": "wait",
     "in": "query",
@@ -313,6 +316,7 @@ def _add_write_routes(face: FastAPI) -> None:
     @face.post(
         "/log",
         status_code=202,
+        dependencies=_KEY,
         responses={202: schema_of(EventTaken, {"status": "queued", "event_id": _ID})},
         openapi_extra={
             "parameters": [_WAIT],
@@ -329,6 +333,7 @@ def _add_write_routes(face: FastAPI) -> None:
     @face.post(
         "/logs",
         status_code=202,
+        dependencies=_KEY,
         responses={
             202: schema_of(BatchTaken, batch_example),
             207: schema_of(BatchTaken, batch_example),
@@ -358,7 +363,7 @@ def _add_write_routes(face: FastAPI) -> None:
 def _add_read_routes(face: FastAPI, keyring: Keyring) -> None:
     left_example = {"limit": 1000, "remaining": 999, "reset_seconds": 60}
 
-    @face.get("/log", responses={200: schema_of(Left, left_example)})
+    @face.get("/log", dependencies=_KEY, responses={200: schema_of(Left, left_example)})
     async def limit_of_key(request: Request) -> Response:
         """Say what is left of the key's limit, without counting this request."""
         headers = dict(request.scope["headers"])
@@ -388,6 +393,7 @@ def _add_read_routes(face: FastAPI, keyring: Keyring) -> None:
 async def _check(settings: Settings) -> None:
     """Raise what would end the start, while that is one line and not a worker's last words."""
     await refuse_newer_schema(settings)
+    redactor_of(settings)
     async with open_write_queue(settings):
         pass
 

@@ -10,7 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, Literal, NamedTuple
 
 import re2
 
@@ -19,21 +20,31 @@ from logging_service.secret_patterns import PATTERNS, Pattern
 Action = Literal["hash", "mask", "drop"]
 
 _TOKEN_DIGITS: Final = 16
-_IS_TOKEN: Final = re.compile(r"\[[a-z0-9_]{1,40}(?::[0-9a-f]{16})?\]")
+_IS_TOKEN: Final = re.compile(rb"\[[a-z0-9_]{1,40}(?::[0-9a-f]{16})?\]")
 _NO_NAME: Final = re.compile(r"[^a-z0-9_]")
 # A text, a bracket, a comma or colon, or a number or name.
-_PARTS: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\],:]|[^\s"{}\[\],:]++', re.DOTALL)
+_PARTS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]|[^\s"{}\[\],:]++', re.DOTALL)
+_DIGITS: Final = b"0123456789"
+_COLON: Final = re.compile(rb"\s*:\s*")
+_INTEGER: Final = re.compile(rb"[\s:,\[]([0-9]+)(?=[\s,\]}])")
 _read = json.JSONDecoder(strict=False).decode
-_KEPT: Final = frozenset({"true", "false", "null"})
-# What an escape can hide: `@` is `\u0040`, `://` may be `:\/\/`.
-_ESCAPES: Final = rb"\\[u/]"
+# The shortest text in which a built-in pattern finds anything.
+_SHORTEST: Final = len("a@b.de")
+_LOOK_EFFORT, _HIT_EFFORT, _PART_EFFORT = 10, 5, 2
+_KEPT: Final = frozenset({b"true", b"false", b"null"})
+# An escape hides what is looked for: `@` may be `\u0040`. Of what encoders escape by habit,
+# `"&'<>` and the backquote, no rule needs any, and `\/` is known to the rules.
+_HIDING: Final = rb"\\u00(?:2[^267]|3[^cCeE]|6[^0]|[457].)"
+_HIDES: Final = re.compile(_HIDING)
+_PLAIN_NAME: Final = re.compile(r"[^\x00-\x1f\"&'<>`/\\\x7f-\U0010ffff]*")
 
 
 @dataclass(frozen=True)
 class Rules:
     """What is replaced: fields by name at any depth, patterns in any text, and how.
 
-    Names of fields have no case. What an exempt field holds is kept, whatever it is.
+    Names of fields are in lower case and stand for those of any case. What an exempt field holds
+    is kept, whatever it is.
     """
 
     fields: frozenset[str] = frozenset()
@@ -48,136 +59,247 @@ class Rules:
 
 
 class Redacted(NamedTuple):
-    """A text without what the rules found, and how often each did."""
+    """A text without what the rules found, how often each did, and the microseconds it took.
+
+    `effort` is not measured: it is what a slow processor takes for what was to be done.
+    """
 
     text: bytes
     found: Counter[str]
+    effort: int
+
+
+class _Tally:
+    """What was found so far, and the effort of it."""
+
+    __slots__ = ("effort", "found")
+
+    def __init__(self) -> None:
+        self.found: Counter[str] = Counter()
+        self.effort = 0
+
+    def note(self, rule: str) -> None:
+        self.found[rule] += 1
+        self.effort += _LOOK_EFFORT
 
 
 class _Place(NamedTuple):
-    """An object or array: how its values are treated, and whether keys come next."""
+    """An object or array, or what it is in: how its values are treated."""
 
-    is_object: bool
-    field: str | None
-    is_exempt: bool
+    is_object: bool = False
+    field: str | None = None
+    is_exempt: bool = False
+
+
+class _Work:
+    """A payload under work: what of it is to be replaced, in order, and by what."""
+
+    __slots__ = ("_end", "_pieces", "payload", "tally")
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.tally = _Tally()
+        self._pieces: list[bytes] = []
+        self._end = 0
+
+    def replace(self, start: int, stop: int, instead: bytes) -> None:
+        self._pieces += (self.payload[self._end : start], instead)
+        self._end = stop
+
+    def done(self) -> Redacted:
+        text, tally = self.payload, self.tally
+        if tally.found:
+            text = b"".join((*self._pieces, text[self._end :]))
+        return Redacted(text, tally.found, tally.effort)
 
 
 class Redactor:
-    """Replaces what `rules` find; equal values get the same token under the same `key`."""
+    """Replaces what `rules` find; equal values get the same token under the same `key`.
+
+    `suspects` is an RE2 pattern without groups that fits somewhere in every payload, as it was
+    sent, in which the rules find anything; None when there are no rules.
+    """
 
     def __init__(self, rules: Rules, key: bytes) -> None:
         self._rules = rules
         self._key = key
-        self._judges = {one.name.encode(): one for one in rules.patterns}
         groups = (
             b"(?P<%b>%b%b%b)" % (p.name.encode(), p.before, p.core, p.after) for p in rules.patterns
         )
         self._finds = re2.compile(b"|".join(groups)) if rules.patterns else None
-        # Without word edges: in JSON an escape's letter may stand before what is looked for.
-        cores = [pattern.apart + pattern.core for pattern in rules.patterns]
+        named = self._finds.groupindex if self._finds else {}
+        # By the number of its group, since a pattern may have groups of its own.
+        self._patterns = {named[one.name.encode()]: one for one in rules.patterns}
+        builtin = all(pattern in PATTERNS for pattern in rules.patterns)
+        self._shortest = _SHORTEST if builtin else 1
+        hints = [p.core + p.after if p.hint is None else p.hint for p in rules.patterns]
         if rules.fields:
             names = b"|".join(re2.escape(name).encode() for name in sorted(rules.fields))
-            cores.append(b'(?i:"(?:%b)")' % names)
-        self._suspects = re2.compile(b"|".join([_ESCAPES, *cores])) if cores else None
-
-    def may_change(self, body: bytes) -> bool:
-        """Whether a payload in `body` may hold what is to be replaced; false is certain."""
-        return self._suspects is not None and self._suspects.search(body) is not None
+            hints.append(b'(?i:"(?:%b)")' % names)
+        if not all(map(_PLAIN_NAME.fullmatch, rules.fields)):
+            hints.append(b"")
+        self.suspects = b"|".join((*hints, _HIDING)) if hints else None
+        self._suspects = re2.compile(self.suspects) if self.suspects is not None else None
+        # Sessions and types come again and again.
+        self._known_texts = lru_cache(maxsize=4_096)(self._plain_text)
+        # What an exempt field holds is not to be found, and nothing tells where a rule without a
+        # hint finds anything.
+        self._walks = bool(rules.exempt or (self._suspects and self._suspects.search(b"")))
 
     def text(self, text: bytes) -> Redacted:
         """Return a plain text in UTF-8, such as a session's name, without what patterns find."""
-        found: Counter[str] = Counter()
-        return Redacted(self._searched(text, found), found)
+        return self._known_texts(text)
+
+    def _plain_text(self, text: bytes) -> Redacted:
+        tally = _Tally()
+        return Redacted(self._searched(text, tally), tally.found, tally.effort)
 
     def payload(self, payload: bytes) -> Redacted:
         """Return a payload, JSON in UTF-8 that was checked, without what the rules find."""
-        found: Counter[str] = Counter()
-        text = payload.decode()
-        pieces: list[str] = []
-        end = 0
-        for start, stop, instead in self._changes(text, found):
-            pieces += (text[end:start], instead)
-            end = stop
-        if not found:
-            return Redacted(payload, found)
-        return Redacted("".join((*pieces, text[end:])).encode(), found)
+        work = _Work(payload)
+        if self._walks or (b"\\" in payload and _HIDES.search(payload)):
+            self._walk(work, 0, _Place())
+        elif self._suspects is not None:
+            self._follow_hits(work, self._suspects)
+        return work.done()
 
-    def _changes(self, text: str, found: Counter[str]) -> list[tuple[int, int, str]]:
-        changes: list[tuple[int, int, str]] = []
-        places: list[_Place] = []
-        place = _Place(is_object=False, field=None, is_exempt=False)
-        name, is_key = "", False
-        for part in _PARTS.finditer(text):
-            first, word = part[0][0], part[0]
-            if first in "{[":
-                places.append(place)
-                place = self._inside(place, name, is_object=first == "{")
-                is_key = place.is_object
-            elif first in "}]":
-                place = places.pop()
-                is_key = False
-            elif first == ",":
-                is_key = place.is_object
-            elif first == ":":
-                is_key = False
+    def _follow_hits(self, work: _Work, suspects: Any) -> None:
+        payload = work.payload
+        quotes = payload
+        if b"\\" in payload:
+            # As long, with the quotes that begin and end texts alone.
+            quotes = payload.replace(rb"\\", b"__").replace(rb"\"", b"__")
+        # Always outside of texts.
+        place = 0
+        while hit := suspects.search(payload, place):
+            work.tally.effort += _HIT_EFFORT
+            last = hit.end() - 1
+            if quotes.count(b'"', place, last) % 2:
+                start = quotes.rfind(b'"', place, last)
+                place = self._follow_text(work, start, quotes.index(b'"', last) + 1)
             else:
-                if is_key:
-                    name = _read(word).casefold()
-                    # A key that tells what it should not.
-                    instead = word if place.is_exempt else self._text_value(word, found)
-                else:
-                    instead = self._value(word, self._inside(place, name), found)
-                if instead != word:
-                    changes.append((*part.span(), instead))
-        return changes
+                place = self._follow_integer(work, place, hit.end())
+
+    def _follow_text(self, work: _Work, start: int, stop: int) -> int:
+        """Replace in the text from `start` to `stop`, or what a field of that name holds."""
+        word = work.payload[start:stop]
+        if colon := _COLON.match(work.payload, stop):
+            name = _text_of(word).decode().lower()
+            if name in self._rules.fields:
+                return self._walk(work, colon.end(), _Place(field=name))
+        instead = self._text_value(word, work.tally)
+        if instead != word:
+            work.replace(start, stop, instead)
+        return stop
+
+    def _follow_integer(self, work: _Work, place: int, stop: int) -> int:
+        """Replace in the integer whose digits stand before `stop`, if they do."""
+        start = place + len(work.payload[place:stop].rstrip(_DIGITS))
+        integer = _INTEGER.match(work.payload, start - 1)
+        if integer is None:
+            return stop
+        instead = self._number_value(integer[1], work.tally)
+        if instead != integer[1]:
+            work.replace(*integer.span(1), instead)
+        return integer.end()
+
+    def _walk(self, work: _Work, start: int, place: _Place) -> int:
+        """Replace in the value that begins at `start`, and return where it ends."""
+        places: list[_Place] = []
+        name, is_key = "", False
+        for part in _PARTS.finditer(work.payload, start):
+            work.tally.effort += _PART_EFFORT
+            word = part[0]
+            mark = word[:1]
+            if mark in b"{[":
+                places.append(place)
+                place = self._inside(place, name, is_object=mark == b"{")
+                is_key = place.is_object
+            elif mark in b"}]":
+                place = places.pop()
+            elif mark == b",":
+                is_key = place.is_object
+            elif mark == b":":
+                is_key = False
+            elif is_key:
+                name = _text_of(word).decode().lower()
+                # A key that tells what it should not.
+                self._put(
+                    work, part, word if place.is_exempt else self._text_value(word, work.tally)
+                )
+            else:
+                self._put(work, part, self._value(word, self._inside(place, name), work.tally))
+            if not places:
+                return part.end()
+        return len(work.payload)
+
+    @staticmethod
+    def _put(work: _Work, part: re.Match[bytes], instead: bytes) -> None:
+        if instead != part[0]:
+            work.replace(*part.span(), instead)
 
     def _inside(self, place: _Place, name: str, *, is_object: bool = False) -> _Place:
         """Return how what stands under a name is treated; what is inside of it likewise."""
         rules = self._rules
         if not place.is_object:
-            name = ""
+            return place._replace(is_object=is_object)
         return _Place(
             is_object,
             place.field or (name if name in rules.fields else None),
             place.is_exempt or name in rules.exempt,
         )
 
-    def _value(self, word: str, place: _Place, found: Counter[str]) -> str:
+    def _value(self, word: bytes, place: _Place, tally: _Tally) -> bytes:
         if place.is_exempt or word in _KEPT:
             return word
+        is_text = word[:1] == b'"'
         if place.field is None:
-            return self._text_value(word, found) if word[0] == '"' else word
-        value = _read(word) if word[0] == '"' else word
+            return self._text_value(word, tally) if is_text else self._number_value(word, tally)
+        value = _text_of(word) if is_text else word
         if not value or _IS_TOKEN.fullmatch(value):
             return word
-        found[place.field] += 1
-        return _quoted(self._instead(place.field, value.encode()).decode())
+        tally.note(place.field)
+        return b'"%b"' % self._instead(place.field, value)
 
-    def _text_value(self, word: str, found: Counter[str]) -> str:
-        value: bytes = _read(word).encode()
-        searched = self._searched(value, found)
-        return word if searched == value else _quoted(searched.decode(errors="replace"))
+    def _number_value(self, word: bytes, tally: _Tally) -> bytes:
+        """Return a number, or the text instead of an integer in which a rule finds something."""
+        searched = self._searched(word, tally) if word.isdigit() else word
+        return word if searched == word else b'"%b"' % searched
 
-    def _searched(self, text: bytes, found: Counter[str]) -> bytes:
-        if self._finds is None:
+    def _text_value(self, word: bytes, tally: _Tally) -> bytes:
+        value = _text_of(word)
+        searched = self._searched(value, tally)
+        if searched == value:
+            return word
+        if b"\\" in word:
+            return json.dumps(searched.decode(), ensure_ascii=False).encode()
+        return b'"%b"' % searched
+
+    def _searched(self, text: bytes, tally: _Tally) -> bytes:
+        """Return `text` without what patterns find; still UTF-8."""
+        if self._finds is None or len(text) < self._shortest:
             return text
         pieces: list[bytes] = []
         end = at = 0
         while match := self._finds.search(text, at):
-            span = self._judges[match.lastgroup].judge(match.group())
+            since, pattern = match.start(), self._patterns[match.lastindex]
+            span = pattern.judge(match.group())
             if span is None:
+                tally.effort += _LOOK_EFFORT
                 # Something else may begin within it.
-                at = match.start() + 1
+                at = since + 1
                 continue
-            start, stop = match.start() + span[0], match.start() + span[1]
+            start, stop = since + span[0], since + span[1]
             at = stop
             # What was replaced before, in a replay, stays.
-            if not _IS_TOKEN.fullmatch(text[start:stop].decode(errors="replace")):
-                rule = match.lastgroup.decode()
-                found[rule] += 1
-                pieces += (text[end:start], self._instead(rule, text[start:stop]))
+            if not _IS_TOKEN.fullmatch(text, start, stop):
+                tally.note(pattern.name)
+                pieces += (text[end:start], self._instead(pattern.name, text[start:stop]))
                 end = stop
-        return b"".join((*pieces, text[end:]))
+        if not pieces:
+            return text
+        # A bound of a pattern may have cut a character.
+        return b"".join((*pieces, text[end:])).decode(errors="replace").encode()
 
     def _instead(self, rule: str, value: bytes) -> bytes:
         action = self._rules.action_of(rule)
@@ -190,5 +312,9 @@ class Redactor:
         return b"[%b:%b]" % (name, digest.encode())
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _text_of(word: bytes) -> bytes:
+    """Return what a text of JSON says, in UTF-8."""
+    if b"\\" not in word:
+        return word[1:-1]
+    text: str = _read(word.decode())
+    return text.encode()

@@ -37,7 +37,7 @@ def read_redaction_file(path: Path, fields: Iterable[str]) -> Rules:
 
 def rules_for(fields: Iterable[str]) -> Rules:
     """Return the built-in rules, for `fields` of any case."""
-    return Rules(fields=frozenset(field.casefold() for field in fields))
+    return Rules(fields=frozenset(field.lower() for field in fields))
 
 
 def _content(raw: bytes) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _rules(content: dict[str, Any], usual: Rules) -> Rules:
         )
     return Rules(
         fields=usual.fields - off,
-        exempt=frozenset(name.casefold() for name in _names(content, "exempt")),
+        exempt=frozenset(name.lower() for name in _names(content, "exempt")),
         patterns=tuple(pattern for pattern in patterns if pattern.name not in off),
         actions=_actions(content.get("actions", {}), names),
         action=_action(content.get("action", "hash"), "action"),
@@ -102,8 +102,29 @@ def _own_patterns(tables: object) -> list[Pattern]:
             raise ValueError(f"{place}: name has to be 1 to 40 of a-z, 0-9 and _")
         if name in known or name in patterns:
             raise ValueError(f"{place}: there is a rule {name} already")
-        patterns[name] = Pattern(name, _checked(regex, place), before=b"")
+        patterns[name] = Pattern(name, _checked(regex, place), before=b"", hint=_hint(regex))
     return list(patterns.values())
+
+
+# Characters that stand in JSON as they are, classes of them, and what says how often.
+_PLAIN: Final = re.compile(
+    r"(?:[A-Za-z0-9 _@:#=,;~%!+*?|()^$-]|\\[dwbBAz.+*?()|\[\]{}-]|\{[0-9,]+\}"
+    r"|\[(?:[A-Za-z0-9 _@:.#=,;~%!+*?|(){}-]|\\[dw.-])+\])*"
+)
+_EDGE: Final = re.compile(r"\\[bBAz]|[\^$]")
+
+
+def _hint(regex: str) -> bytes:
+    """Return what fits wherever `regex` does, in JSON too; nothing, which fits anywhere, if unsure.
+
+    Beside an escape there are edges that are none in the text itself.
+    """
+    hint = b"(?:%b)" % _EDGE.sub("", regex).encode()
+    try:
+        re2.compile(hint)
+    except re2.error:
+        return b""
+    return hint if _PLAIN.fullmatch(regex) else b""
 
 
 def _checked(regex: object, place: str) -> bytes:

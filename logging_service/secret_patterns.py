@@ -11,7 +11,8 @@ Span = tuple[int, int] | None
 class Pattern(NamedTuple):
     """What a rule finds: an RE2 pattern over UTF-8, its edges, and who judges what was found.
 
-    `apart` has to stand before it anywhere, also in JSON, where the letter of an escape may.
+    `hint` fits wherever the pattern finds something in a text of JSON as it was sent, where the
+    letter of an escape may stand before it; None: what is looked for, without its left edge.
     """
 
     name: str
@@ -19,7 +20,7 @@ class Pattern(NamedTuple):
     before: bytes = rb"\b"
     after: bytes = b""
     judge: Callable[[bytes], Span] = lambda found: (0, len(found))
-    apart: bytes = b""
+    hint: bytes | None = None
 
 
 def _behind(*marks: bytes) -> Callable[[bytes], Span]:
@@ -140,6 +141,10 @@ def _aws_secret(found: bytes) -> Span:
     return end - 40, end
 
 
+_CARD: Final = (
+    rb"(?:[2-6][0-9]{3}(?:[ -]?[0-9]{4}){2}[ -]?[0-9]{1,4}(?:[ -]?[0-9]{3})?"
+    rb"|3[47][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{5})"
+)
 _LABEL: Final = rb"[A-Za-z0-9\x80-\xff-]+"
 
 PATTERNS: Final = (
@@ -148,12 +153,18 @@ PATTERNS: Final = (
         rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----(?:[^-]|-[^-])*"
         rb"(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----)?",
         before=b"",
+        hint=rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY",
     ),
-    Pattern("jwt", rb"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"),
+    Pattern(
+        "jwt",
+        rb"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*",
+        hint=rb"eyJ[A-Za-z0-9_-]{8,}\.eyJ",
+    ),
     Pattern(
         "url_password",
         rb"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#:@\"'<>]*:[^\s/\"'<>]+@",
         judge=_password_in_url,
+        hint=rb":\\?/\\?/[^\s/?#:@\"'<>]*:[^\s/\"'<>]+@",
     ),
     Pattern("aws_key", rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}", after=rb"\b"),
     Pattern(
@@ -162,22 +173,29 @@ PATTERNS: Final = (
         before=b"",
         after=rb"(?:$|[^A-Za-z0-9/+])",
         judge=_aws_secret,
+        hint=rb"(?i:secret_?access_?key)",
     ),
-    Pattern("github_token", rb"(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255})"),
+    Pattern(
+        "github_token",
+        rb"(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255})",
+        hint=rb"(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22})",
+    ),
     Pattern(
         "slack_token",
         rb"(?:xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-[A-Za-z0-9-]{10,}"
         rb"|hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9/_-]{20,})",
         judge=_behind(b"/services/", b"/workflows/"),
+        hint=rb"(?:(?:xox[abeoprs]|xapp)-[A-Za-z0-9-]{10}|hooks\.slack\.com\\?/)",
     ),
-    Pattern("anthropic_key", rb"sk-ant-[A-Za-z0-9_-]{20,}"),
-    Pattern("openai_key", rb"sk-[A-Za-z0-9_-]{20,}"),
+    Pattern("anthropic_key", rb"sk-ant-[A-Za-z0-9_-]{20,}", hint=rb"sk-ant-[A-Za-z0-9_-]{20}"),
+    Pattern("openai_key", rb"sk-[A-Za-z0-9_-]{20,}", hint=rb"sk-[A-Za-z0-9_-]{20}"),
     Pattern("google_key", rb"(?:AIza[A-Za-z0-9_-]{35}|GOCSPX-[A-Za-z0-9_-]{28})"),
     Pattern("api_key", rb"lsk_[a-z0-9]{12}_[A-Za-z0-9]{46}"),
     Pattern(
         "bearer",
         rb"(?i:bearer)\s+[A-Za-z0-9._~+/-]{16,}=*",
         judge=_behind(b" ", b"\t", b"\n"),
+        hint=rb"(?i:bearer)(?:\s|\\(?:[nrtf]|u000[9a-dA-D]))+[A-Za-z0-9._~+/\\-]{16}",
     ),
     Pattern(
         "email",
@@ -185,21 +203,28 @@ PATTERNS: Final = (
         + _LABEL
         + rb"\.)+[A-Za-z\x80-\xff]{2,63}",
         before=b"",
+        hint=rb"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~\x80-\xff-]@[A-Za-z0-9\\\x80-\xff-]+\.",
     ),
-    Pattern("iban", rb"[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}", after=rb"\b", judge=_iban),
+    Pattern(
+        "iban",
+        rb"[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30}",
+        after=rb"\b",
+        judge=_iban,
+        hint=rb"[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11}",
+    ),
     Pattern(
         "phone",
         rb"\+[1-9](?:[0-9]{7,14}|(?:[ ().-]{0,2}[0-9]){6,14})",
         before=rb"\B",
         after=rb"\b",
+        hint=rb"\+[1-9](?:[ ().-]{0,2}[0-9]){6}",
     ),
     Pattern(
         "card",
-        rb"(?:[2-6][0-9]{3}(?:[ -]?[0-9]{4}){2}[ -]?[0-9]{1,4}(?:[ -]?[0-9]{3})?"
-        rb"|3[47][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{5})",
+        _CARD,
         after=rb"\b",
         judge=_card,
-        apart=rb"(?:^|[^0-9])",
+        hint=rb"(?:^|[^0-9A-Za-z_]|\\[bfnrt])" + _CARD + rb"\b",
     ),
     Pattern(
         "ip",

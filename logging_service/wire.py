@@ -123,6 +123,23 @@ def decode(element: bytes) -> Decoded:
     )
 
 
+def encode_fields(event: Decoded) -> bytes:
+    """Return the bytes of an event with these fields."""
+    texts = (
+        None if text is None else text.encode()
+        for text in (
+            event.session_id,
+            event.event_type,
+            event.source,
+            event.trace_id,
+            event.request_id,
+        )
+    )
+    columns = (NULL if value is None else column(value) for value in (*texts, event.redactions))
+    identity = (event.event_id.int, event.timestamp, event.received_at)
+    return encode(*identity, b"".join(columns), event.payload)
+
+
 key_of = itemgetter(_KEY)
 """The part of an element that makes it the same event: its id and its time."""
 

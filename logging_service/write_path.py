@@ -22,7 +22,8 @@ from logging_service.errors import (
     QueryRejected,
     RateLimited,
 )
-from logging_service.events import MAX_AGE_DAYS, Encoded, EventEncoder, Origin
+from logging_service.event_ttls import EventTtls
+from logging_service.events import MAX_AGE_DAYS, Encoded, EventEncoder
 from logging_service.group_commit import GroupCommit, Outcome
 from logging_service.intake import (
     MAX_BODY_BYTES,
@@ -37,6 +38,7 @@ from logging_service.intake import (
 )
 from logging_service.ports import Ack
 from logging_service.rate_limit import RateLimiter
+from logging_service.redaction import Redactor
 from logging_service.stored_watch import StoredWatch
 from logging_service.web import problem, problem_for, request_id_from
 
@@ -98,9 +100,10 @@ class Encoders(NamedTuple):
     backfill: EventEncoder
 
     @classmethod
-    def of(cls, ttl_days: int) -> Self:
-        """Return those of a service that keeps events for `ttl_days`, 0 for good."""
-        return cls(EventEncoder(ttl_days), EventEncoder(max(ttl_days, MAX_AGE_DAYS)))
+    def of(cls, ttls: EventTtls, redactor: Redactor) -> Self:
+        """Return those of a service that keeps events as long as `ttls` say."""
+        backfill = EventEncoder(ttls.at_least(MAX_AGE_DAYS), redactor)
+        return cls(EventEncoder(ttls, redactor), backfill)
 
 
 class WritePath:
@@ -160,7 +163,7 @@ class WritePath:
             require(principal, "admin")
             encoder = self._encoders.backfill
         request_id = request_id_from(headers.items()) if b"x-request-id" in headers else None
-        origin = Origin(
+        origin = encoder.origin(
             principal.source,
             _trace_id(headers.get(b"traceparent")),
             request_id.decode() if request_id else None,

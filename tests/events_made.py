@@ -8,10 +8,14 @@ from uuid import UUID, uuid4
 import msgspec
 
 from logging_service import wire
+from logging_service.event_ttls import EventTtls
 from logging_service.events import EventEncoder, Origin, SentEvent
 from logging_service.ports import Delivery
+from logging_service.redaction import Redactor
+from logging_service.redaction_file import rules_for
 
-_encoder = EventEncoder(ttl_days=0)
+REDACTOR = Redactor(rules_for(["email"]), b"the key of the tests")
+_encoder = EventEncoder(EventTtls(0), REDACTOR)
 
 
 def an_event(  # noqa: PLR0913 - each names what a test is about

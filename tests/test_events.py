@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from events_made import an_event
+from events_made import REDACTOR, an_event
 from hypothesis import given
 from hypothesis import strategies as st
 
 from logging_service import wire
 from logging_service.errors import BodyRejected, EventRejected
+from logging_service.event_ttls import EventTtls
 from logging_service.events import (
     EventEncoder,
     Origin,
@@ -30,7 +31,7 @@ ORIGIN = Origin("a-project", "t" * 32, None, wire.to_micros(NOW))
 
 def read(fields: dict[str, Any] | bytes, ttl_days: int = 7) -> wire.Decoded:
     body = fields if isinstance(fields, bytes) else json.dumps(fields).encode()
-    return wire.decode(read_one(body, EventEncoder(ttl_days), ORIGIN).element)
+    return wire.decode(read_one(body, EventEncoder(EventTtls(ttl_days), REDACTOR), ORIGIN).element)
 
 
 def uuid7(moment: datetime) -> uuid.UUID:

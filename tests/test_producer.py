@@ -139,7 +139,10 @@ class TestBatches:
                 b"\n".join([json.dumps(EVENT).encode()] * 3),
                 {"Content-Type": "application/x-ndjson"},
             ),
-            (gzip.compress(json.dumps([EVENT] * 3).encode()), {"Content-Encoding": "gzip"}),
+            (
+                gzip.compress(json.dumps([EVENT] * 3).encode(), mtime=0),
+                {"Content-Encoding": "gzip"},
+            ),
             (zstandard.compress(json.dumps([EVENT] * 3).encode()), {"Content-Encoding": "zstd"}),
         ],
     )
@@ -576,6 +579,13 @@ class TestFaces:
         paths = requests.get(f"{producer.url}/openapi.json", timeout=5).json()["paths"]
         assert set(paths["/log"]) == {"get", "post"}
         assert {"/log", "/logs", "/health", "/queue/status", "/metrics"} <= set(paths)
+        with_key = {
+            (method, path)
+            for path, methods in paths.items()
+            for method, route in methods.items()
+            if route.get("security") == [{"write_key": []}]
+        }
+        assert with_key == {("get", "/log"), ("post", "/log"), ("post", "/logs")}
 
     def test_every_answer_carries_a_request_id(self, producer: RunningService) -> None:
         for path in ("/health", "/nothing", "/metrics"):

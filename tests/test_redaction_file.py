@@ -1,8 +1,10 @@
 """The operator's own rules: what they change, and that a wrong file is one line."""
 
+import json
 from pathlib import Path
 
 import pytest
+import re2
 
 from logging_service.errors import SettingsError
 from logging_service.redaction import Redactor
@@ -19,7 +21,8 @@ def a_file(folder: Path, text: str) -> Path:
 
 def changed(rules_of: Path, payload: str) -> str:
     redactor = Redactor(read_redaction_file(rules_of, FIELDS), b"k" * 32)
-    assert redactor.may_change(payload.encode()) or redactor.payload(payload.encode()).found == {}
+    assert redactor.suspects is not None
+    assert re2.search(redactor.suspects, payload.encode())
     return redactor.payload(payload.encode()).text.decode()
 
 
@@ -40,6 +43,35 @@ def test_an_operator_adds_patterns_turns_rules_off_and_exempts_fields(tmp_path: 
     payload = '{"email":"Ada","phone":"1","t":"10.1.2.3 EMP-123456!","commit":"a@b.org"}'
     expected = '{"email":"[email]","phone":"1","t":"10.1.2.3 !","commit":"a@b.org"}'
     assert changed(file, payload) == expected
+
+
+@pytest.mark.parametrize(
+    ("regex", "text"),
+    [
+        (r"\bEMP-\d{6}\b", 'a\nEMP-123456\tb "EMP-123456"'),
+        ("^x$", "x"),
+        ('say "a.b"', 'I say "a\\b"'),
+        ("a[^b]c", "a\nc"),
+        ("a/b", "a/b"),
+        ("(?:|y)z|z*y", "zzy"),
+        ("(a)(b)|(?i)q", "ab Q"),
+        ("ä+ß", "ääß"),
+        ("x<y>&", "x<y>&"),
+        (r"\n\t", "\n\t"),
+    ],
+)
+@pytest.mark.parametrize("escaped", [True, False])
+def test_a_pattern_finds_in_json_what_it_finds_in_the_text(
+    tmp_path: Path, regex: str, text: str, *, escaped: bool
+) -> None:
+    rule = f"[[pattern]]\nname = 'own'\nregex = '{regex}'\n"
+    file = a_file(tmp_path, f"action = 'drop'\n{rule}")
+    sent = json.dumps({"t": text}, ensure_ascii=escaped)
+    if escaped:
+        sent = sent.replace("<", "\\u003c").replace("/", "\\/")
+    expected = Redactor(read_redaction_file(file, FIELDS), b"k" * 32).text(text.encode())
+    assert expected.found["own"]
+    assert json.loads(changed(file, sent)) == {"t": expected.text.decode()}
 
 
 def test_an_empty_file_changes_nothing_of_the_usual_rules(tmp_path: Path) -> None:
