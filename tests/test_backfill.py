@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import requests
+from events_made import REDACTOR
 from servers import RunningService, run_service
 from stored_rows import uuid7_of
 
 from logging_service import wire
 from logging_service.errors import EventRejected
+from logging_service.event_ttls import EventTtls
 from logging_service.events import Origin
 from logging_service.intake import read_one
 from logging_service.write_path import Encoders
@@ -132,7 +134,7 @@ async def test_backfilled_events_are_stored_under_their_own_time(
 def test_a_backfill_is_never_stricter_than_other_writes(
     ttl_days: int, usual: int, backfill: int
 ) -> None:
-    encoders = Encoders.of(ttl_days)
+    encoders = Encoders.of(EventTtls(ttl_days), REDACTOR)
     now = wire.now_micros()
     for encoder, days in zip(encoders, (usual, backfill), strict=True):
         origin = Origin("tests", None, None, now)
@@ -145,3 +147,25 @@ def test_a_backfill_is_never_stricter_than_other_writes(
             except EventRejected:
                 taken = False
             assert taken is is_taken, (ttl_days, age)
+
+
+def test_types_with_a_time_of_their_own_may_be_so_old_and_no_older() -> None:
+    own = EventTtls(7, {"LLM_QUERY_SENT": 30, "CHATTER": 1, "SIGNED_OFF": 0})
+    usual, backfill = Encoders.of(own, REDACTOR)
+    now = wire.now_micros()
+    origin = Origin("tests", None, None, now)
+    most = {"llm_query_sent": 30, "llm.query-sent": 30, "chatter": 1, "signed_off": 1826, "a": 7}
+    for event_type, days in most.items():
+        for age, takers in ((days - 0.1, [usual, backfill]), (days + 0.1, [backfill])):
+            moment = wire.from_micros(now - int(age * 86_400_000_000)).isoformat()
+            body = b'{"event_type": "%b", "timestamp": "%b"}' % (
+                event_type.encode(),
+                moment.encode(),
+            )
+            for encoder in (usual, backfill):
+                try:
+                    read_one(body, encoder, origin)
+                    taken = True
+                except EventRejected:
+                    taken = False
+                assert taken is (encoder in takers and age < 1826), (event_type, age)
