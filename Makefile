@@ -33,7 +33,7 @@ check: install ## lint, types, imports, dead code, vulnerabilities: about a minu
 	$(PY) tests/check_vulnerabilities.py
 
 test: check ## every check, then every test against real servers
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n 2 --dist loadfile
 
 bench: install ## the published figures: a table, then one line of JSON
 	@$(PY) bench/run.py

@@ -370,6 +370,7 @@ def test_one_event_is_found_by_its_id_and_by_its_time(service: Served) -> None:
         (f"/events/{uuid4()}?time=now", 422, "time"),
         ("/events/types?limit=5", 422, "limit"),
     ],
+    ids=map(str, range(9)),
 )
 def test_an_event_that_is_not_there_or_not_named_well(
     service: Served, path: str, status: int, named: str | None
