@@ -9,28 +9,34 @@ from logging_service.analytics import AnalyticsReader
 from logging_service.api_keys import KeyStore
 from logging_service.audit import AuditOutbox
 from logging_service.books import Books
+from logging_service.erasure import Erasure
 from logging_service.errors import LoggingServiceError, SchemaTooNew, SettingsError
 from logging_service.failover_queue import FailoverQueue, open_failover_queue
 from logging_service.fallback_spools import FallbackSpools
 from logging_service.hidden_queue import HiddenQueue
-from logging_service.pepper import kept_pepper, pepper_of
+from logging_service.pepper import kept_pepper, kept_pii_key, pepper_of
 from logging_service.permits import SharedPermits
 from logging_service.ports import DeadLetters, EventQueue, EventReader, EventStore
 from logging_service.postgres_analytics import open_postgres_analytics
 from logging_service.postgres_audit import open_postgres_audit_outbox
 from logging_service.postgres_books import open_postgres_books
 from logging_service.postgres_dead_letters import open_postgres_dead_letters
+from logging_service.postgres_erasure import open_postgres_erasure
 from logging_service.postgres_keys import Peppers, open_postgres_keys
 from logging_service.postgres_reader import READ_SECONDS, open_postgres_reader
 from logging_service.postgres_rebuild import open_postgres_roll_ups
 from logging_service.postgres_reprice import open_postgres_call_ledger
+from logging_service.postgres_retention import open_postgres_retention
 from logging_service.postgres_store import open_postgres_store
 from logging_service.price_file import read_price_file
 from logging_service.pricing import Prices
 from logging_service.rebuilding import RollUps
+from logging_service.redaction import Redactor, Rules
+from logging_service.redaction_file import read_redaction_file, rules_for
 from logging_service.redis_permits import open_redis_permits
 from logging_service.redis_queue import RedisQueue, open_redis_queue
 from logging_service.repricing import CallLedger
+from logging_service.retention import Retention
 from logging_service.settings import Settings
 from logging_service.spool_folder import set_aside_in
 from logging_service.spool_queue import open_spool_queue
@@ -128,6 +134,20 @@ def open_prices(settings: Settings) -> Prices:
     return Prices(own or None)
 
 
+def redactor_of(settings: Settings) -> Redactor:
+    """Return what replaces personal data; its key is made and kept in `DATA_DIR` if need be.
+
+    Raises SettingsError when the key can be neither read nor kept, and for a wrong REDACTION_FILE.
+    """
+    return Redactor(redaction_rules_of(settings), kept_pii_key(settings))
+
+
+def redaction_rules_of(settings: Settings) -> Rules:
+    """Return what is replaced and how; raises SettingsError for a wrong REDACTION_FILE."""
+    fields, file = settings.pii_field_names, settings.redaction_file
+    return read_redaction_file(file, fields) if file else rules_for(fields)
+
+
 def open_call_ledger(settings: Settings) -> AbstractAsyncContextManager[CallLedger]:
     """Return the ledger of model calls, to be entered by one at a time, who corrects it."""
     return open_postgres_call_ledger(settings.store_url)
@@ -136,6 +156,11 @@ def open_call_ledger(settings: Settings) -> AbstractAsyncContextManager[CallLedg
 def open_roll_ups(settings: Settings) -> AbstractAsyncContextManager[RollUps]:
     """Return the roll-ups, to be entered by one at a time, who makes them anew."""
     return open_postgres_roll_ups(settings.store_url, open_prices(settings))
+
+
+def open_erasure(settings: Settings) -> AbstractAsyncContextManager[Erasure]:
+    """Return what erases, to be entered by one at a time, beside whom nobody corrects."""
+    return open_postgres_erasure(settings.store_url)
 
 
 def open_books(settings: Settings) -> AbstractAsyncContextManager[Books]:
@@ -157,6 +182,11 @@ def open_keys(settings: Settings) -> AbstractAsyncContextManager[KeyStore]:
 def open_audit_outbox(settings: Settings) -> AbstractAsyncContextManager[AuditOutbox]:
     """Return the notes for the audit; to be entered, they connect when first used."""
     return open_postgres_audit_outbox(settings.store_url, connections=2)
+
+
+def open_retention(settings: Settings) -> AbstractAsyncContextManager[Retention]:
+    """Return what removes old events and sums; to be entered, it connects when first used."""
+    return open_postgres_retention(settings.store_url)
 
 
 def open_reader(

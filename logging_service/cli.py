@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from logging_service import dead_letter_commands, key_commands, ledger_commands, spool_commands
+from logging_service import (
+    dead_letter_commands,
+    erase_command,
+    key_commands,
+    ledger_commands,
+    redaction_commands,
+    spool_commands,
+)
 from logging_service.errors import (
     KeyConflict,
     KeyRejected,
@@ -17,6 +24,7 @@ from logging_service.errors import (
     SchemaMismatch,
     SettingsError,
 )
+from logging_service.logs import escape_controls
 from logging_service.settings import Settings, load_settings
 
 # Each command imports what it runs: `--help` is to answer at once.
@@ -29,8 +37,10 @@ app = typer.Typer(
 
 app.add_typer(dead_letter_commands.app, name="dead-letters")
 app.add_typer(key_commands.app, name="keys")
+app.add_typer(redaction_commands.app, name="redaction")
 app.add_typer(spool_commands.app, name="spool")
 app.add_typer(ledger_commands.app)
+app.add_typer(erase_command.app)
 
 _STOP_SECONDS = 12
 _MENDABLE = (SettingsError, SchemaMismatch, KeyRejected, KeyConflict)
@@ -144,7 +154,7 @@ def main() -> None:
     try:
         app(prog_name="logging-service")
     except LoggingServiceError as error:
-        print(error, file=sys.stderr)
+        print(escape_controls(str(error)), file=sys.stderr)
         sys.exit(2 if isinstance(error, _MENDABLE) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

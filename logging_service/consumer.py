@@ -26,6 +26,7 @@ from logging_service.health import Check, Health, Warn, health
 from logging_service.http_protocol import LimitedProtocol
 from logging_service.logs import configure_logs
 from logging_service.ports import EventQueue, EventStore
+from logging_service.retention_turns import removing_old
 from logging_service.server import (
     FaceConfig,
     forward_library_logs,
@@ -101,6 +102,7 @@ async def consume(settings: Settings) -> None:
         store = await stack.enter_async_context(open_store(settings))
         books = await stack.enter_async_context(keeping_books(settings, queue))
         await stack.enter_async_context(forwarding_audit(settings, queue))
+        await stack.enter_async_context(removing_old(settings))
         consumer = Consumer(queue, store, books, stopping, Limits.of(settings))
         await _open_face(stack, settings, _checks(queue, store, consumer), store.warnings)
         await wait_for_schema(settings, store, stopping)

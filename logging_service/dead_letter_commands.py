@@ -126,15 +126,16 @@ def replay_letters(ids: Ids = None, *, reason: Reason = None, every: All = False
 
 
 async def _replay(settings: Settings, wanted: LetterFilter) -> list[Refusal]:
-    from logging_service.backends import open_dead_letters, open_queue
+    from logging_service.backends import open_dead_letters, open_queue, redactor_of
 
+    redactor = redactor_of(settings)
     replayed, refused, missing = 0, list[Refusal](), set(wanted.ids or ())
     async with open_dead_letters(settings) as letters, open_queue(settings) as queue:
         try:
             with progress("replaying", await letters.count(wanted)) as advance:
                 async for keys in _all_keys(letters, wanted):
                     missing.difference_update(key.id for key in keys)
-                    async for step in replay(letters, queue, keys, COMMAND_LINE):
+                    async for step in replay(letters, queue, keys, COMMAND_LINE, redactor):
                         replayed += step.replayed
                         refused += step.refused
                         advance(step.replayed + len(step.refused))

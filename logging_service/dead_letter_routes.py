@@ -183,7 +183,8 @@ async def _replay(request: Request, order: ReplayOrder) -> Replayed:
     letters = _letters(request)
     keys = _within_bounds(await letters.keys(order.wanted, _MOST_REPLAYED, beyond=order.after))
     replayed, refused = 0, []
-    async for step in replay(letters, request.state.queue, keys, actor_of(request)):
+    queue, redactor = request.state.queue, request.state.redactor()
+    async for step in replay(letters, queue, keys, actor_of(request), redactor):
         replayed += step.replayed
         refused += step.refused
     reached = keys[-1].id if keys else order.after

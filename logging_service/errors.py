@@ -53,6 +53,10 @@ class QueueFull(BackendUnavailable):
     """The queue holds as many events as it may; send them again later."""
 
 
+class EventsWait(LoggingServiceError):
+    """Events that were accepted before are not stored yet; ask again when they are."""
+
+
 class DeliveryTooWide(LoggingServiceError):
     """The delivery's days need more locks at once than the database has; its events fit alone."""
 

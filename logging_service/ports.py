@@ -163,7 +163,10 @@ class EventKey(NamedTuple):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A stored event; times are aware, `payload` is the JSON text as it was sent."""
+    """A stored event; times are aware, `payload` is the JSON text as it was sent.
+
+    `redactions` says how often each rule replaced something in it; absent where none did.
+    """
 
     event_id: UUID
     timestamp: datetime
@@ -174,6 +177,7 @@ class Event(msgspec.Struct, frozen=True):
     trace_id: str | None
     request_id: str | None
     payload: msgspec.Raw
+    redactions: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class PayloadMatch(NamedTuple):

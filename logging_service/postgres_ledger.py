@@ -153,19 +153,20 @@ async def _fold_some(connection: asyncpg.Connection, roll_up: RollUp, most: int)
         deltas.by_key[key_of(roll_up, row)] = Sums.of(row, roll_up.columns)
         moved += row["rows"]
     await asyncio.sleep(0)
-    await connection.execute(_SQL["look_up"])
     for span in SPANS:
         totals = deltas.by_span(span)
         if totals.by_key:
-            for row in await _take_rows(connection, roll_up, span, list(totals.by_key)):
+            for row in await take_rows(connection, roll_up, span, list(totals.by_key)):
                 totals.of(key_of(roll_up, row)).add(Sums.of(row, roll_up.columns))
             await copy_roll_up(connection, totals, span)
     return moved
 
 
-async def _take_rows(
+async def take_rows(
     connection: asyncpg.Connection, roll_up: RollUp, span: int, keys: Sequence[Key]
 ) -> list[asyncpg.Record]:
+    """Take the rows of a span that are there under these keys out of a roll-up."""
+    await connection.execute(_SQL["look_up"])
     keyed = ("bucket", *roll_up.keys)
     types = ("timestamptz[]", *("text[]" for _ in roll_up.keys))
     buckets, *texts = (list(values) for values in zip(*keys, strict=True))

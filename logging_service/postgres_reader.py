@@ -300,7 +300,10 @@ def _page(rows: Sequence[asyncpg.Record], limit: int, read_to: EventKey | None) 
 
 def _event(row: asyncpg.Record) -> Event:
     fields = {name: row[name] for name in Event.__struct_fields__}
-    return Event(**{**fields, "payload": msgspec.Raw(row["payload"])})
+    fields["payload"] = msgspec.Raw(row["payload"])
+    counted = row["redactions"]
+    fields["redactions"] = msgspec.UNSET if counted is None else msgspec.json.decode(counted)
+    return Event(**fields)
 
 
 async def _key_at(

@@ -32,9 +32,10 @@ RIGHTS: Final[Mapping[str, str]] = MappingProxyType(
         "usage_deltas": _REPLACE,
         "user_deltas": _REPLACE,
         "llm_deltas": _REPLACE,
-        "session_hours": _ALL,
+        "session_hours": _REPLACE,
         "session_sums": _ALL,
         "thinned_days": _READ,
+        "retention_clock": _READ,
         "ledger_changes": "SELECT, UPDATE",
         "deliveries": _ALL,
         "epochs": _ALL,
@@ -51,11 +52,24 @@ RIGHTS: Final[Mapping[str, str]] = MappingProxyType(
 # What is emptied again and again is vacuumed by who empties it, where PostgreSQL has that right.
 _VACUUMED = ("usage_deltas", "user_deltas", "llm_deltas")
 _MAINTAIN_SINCE = 17
-_FUNCTIONS = ("make_partitions(date[])",)
+_FUNCTIONS = (
+    "make_partitions(date[])",
+    "pass_day()",
+    "drop_partitions(text, date, text[])",
+    "delete_events(date, text, integer)",
+    "forget_thinned_days(date)",
+    "erase_events(timestamptz[], uuid[], json[], text)",
+    "erase_calls(timestamptz[], uuid[], boolean, text)",
+)
 
 _MAY_ALTER = (
     "the services' database role may change or remove stored events: give the schema to a role of "
     "its own, DATABASE_OWNER_URL (docs/operations.md, Two roles)"
+)
+
+_NOT_THE_OWNER = (
+    "the tables belong to another role: run `logging-service migrate` with the DATABASE_OWNER_URL "
+    "of that one (docs/operations.md, Two roles)"
 )
 
 
@@ -78,10 +92,10 @@ async def services_role(owner_url: str, services_url: str) -> str | None:
                 f"DATABASE_OWNER_URL leads to the database {ours['database']}, but the services "
                 f"use {theirs['database']}: both have to be the same"
             )
-        if ours["role"] == theirs["role"]:
-            return None
-        role: str = theirs["role"]
+        role = None if ours["role"] == theirs["role"] else theirs["role"]
         if hand_over := await _sql.hand_over(owner, role=role):
+            if role is None:
+                raise SchemaMismatch(_NOT_THE_OWNER)
             raise SchemaMismatch(
                 f"the tables do not belong to {ours['role']}, who migrates; as an administrator, "
                 f"run in this database: {hand_over} (docs/operations.md, Two roles)"

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from logging_service.errors import BackendUnavailable, LoggingServiceError
+from logging_service.errors import BackendUnavailable
 from logging_service.postgres import check_schema, open_pool, said, weather
 
 # A name that all who do such work agree on; any number will do.
@@ -18,8 +18,8 @@ _STATEMENT_MS = 600_000
 async def open_sole_connection(url: str, work: str) -> AsyncIterator[asyncpg.Connection]:
     """Yield a connection for `work`, while which nobody else can have one, for whatever work.
 
-    Raises LoggingServiceError while another has it, BackendUnavailable and SchemaMismatch, also
-    for errors of PostgreSQL inside. A statement may take ten minutes.
+    Raises BackendUnavailable, also while another has it, and SchemaMismatch; so do errors of
+    PostgreSQL inside. A statement may take ten minutes.
     """
     async with open_pool(
         url,
@@ -34,8 +34,8 @@ async def open_sole_connection(url: str, work: str) -> AsyncIterator[asyncpg.Con
             with weather(work):
                 async with pool.acquire(timeout=_ACQUIRE_SECONDS) as connection:
                     if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
-                        raise LoggingServiceError(
-                            "another reprice or rebuild is at work: let it end first"
+                        raise BackendUnavailable(
+                            "another reprice or rebuild is at work, or an erasure: let it end first"
                         )
                     yield connection
         except asyncpg.PostgresError as error:

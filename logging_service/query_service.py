@@ -9,6 +9,7 @@ if __name__ == "__main__" and not __package__:
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import cache, partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -19,7 +20,13 @@ from fastapi.security import APIKeyHeader
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from logging_service import analytics_openapi, analytics_routes, balance_routes, key_routes
+from logging_service import (
+    analytics_openapi,
+    analytics_routes,
+    balance_routes,
+    erasure_routes,
+    key_routes,
+)
 from logging_service.admission import address_of, admits, note_read, principal_of
 from logging_service.analytics import AnalyticsReader
 from logging_service.audit import EVENTS_READ
@@ -32,6 +39,7 @@ from logging_service.backends import (
     open_keys,
     open_reader,
     open_seen_queue,
+    redactor_of,
     refuse_newer_schema,
 )
 from logging_service.balance import Balance
@@ -288,6 +296,8 @@ def create_app(
                 "limiter": await stack.enter_async_context(open_limiter(settings, SERVICE)),
                 "keys": await stack.enter_async_context(keeping_keys(settings, keyring)),
                 "client_addresses": ClientAddresses(settings.trusted_proxies),
+                "settings": settings,
+                "redactor": cache(partial(redactor_of, settings)),
             }
             watch = asyncio.create_task(_tell_outages(reader))
             yield {**state, "keyring": keyring, "rule": rule}
@@ -307,8 +317,11 @@ def create_app(
     face.include_router(analytics_routes.router, dependencies=[Security(_key_header), *_READING])
     face.include_router(dead_letter_router)
     face.include_router(key_routes.router)
+    face.include_router(erasure_routes.router)
     answers = (Events, Event, EventTypes, Balance, LetterPage, ShownLetter, Replayed, Health)
-    describe_types(face, (*answers, *key_routes.TYPES, *analytics_openapi.TYPES))
+    describe_types(
+        face, (*answers, *key_routes.TYPES, *erasure_routes.TYPES, *analytics_openapi.TYPES)
+    )
     return RequestContext(face, SERVICE, endpoints_of(face))
 
 

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_settings import SettingsConfigDict
 
 from logging_service.errors import SettingsError
+from logging_service.event_ttls import EventTtls, longest_of, variable_part
 from logging_service.face_settings import FaceSettings
 from logging_service.redis_address import parse_redis_url
 from logging_service.tls import TlsFiles
@@ -57,6 +58,7 @@ def _check_rate(text: object) -> object:
 Port = Annotated[int, Field(ge=1, le=65535)]
 RateText = Annotated[str, BeforeValidator(_check_rate)]
 ApiKey = Annotated[SecretStr, Field(min_length=8, max_length=200)]
+TtlDays = Annotated[int, Field(ge=0, le=36_500)]
 
 
 class Settings(FaceSettings):
@@ -173,8 +175,26 @@ class Settings(FaceSettings):
     prices_file: Path | None = Field(
         default=None, description="the operator's own prices, TOML; they win over the list prices"
     )
-    log_ttl_days: int = Field(
-        default=7, ge=0, le=36_500, description="days that events are kept; 0 keeps them"
+    log_ttl_days: TtlDays = Field(default=7, description="days that events are kept; 0 keeps them")
+    ledger_ttl_days: TtlDays = Field(
+        default=400, description="days that the ledger of model calls is kept; 0 keeps it"
+    )
+    rollup_ttl_days: TtlDays = Field(
+        default=400, description="days that sums for analytics are kept; 0 keeps them"
+    )
+    pii_fields: str = Field(
+        default="email,ip,ip_address,phone,full_name",
+        max_length=4000,
+        description="payload fields that are replaced, separated by commas",
+    )
+    pii_hash_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        max_length=1000,
+        description="what replaced values are hashed with; default: kept in DATA_DIR",
+    )
+    redaction_file: Path | None = Field(
+        default=None, description="the operator's own rules of redaction, TOML"
     )
     data_dir: Path = Field(
         default=Path("data"), description="spool, bundled servers and what `up` keeps"
@@ -200,6 +220,9 @@ class Settings(FaceSettings):
     rate_limits: dict[str, RateText] = Field(
         default_factory=dict, exclude=True, description="RATE_LIMIT_<ENDPOINT>, by endpoint"
     )
+    log_ttls_days: dict[str, TtlDays] = Field(
+        default_factory=dict, exclude=True, description="LOG_TTL_DAYS_<TYPE>, by event type"
+    )
 
     @field_validator("redis_url")
     @classmethod
@@ -222,6 +245,12 @@ class Settings(FaceSettings):
         return path
 
     @model_validator(mode="after")
+    def _keys_differ(self) -> Self:
+        if self.api_key is not None and self.api_key == self.admin_api_key:
+            raise ValueError("API_KEY cannot be used: it is ADMIN_API_KEY, which may do everything")
+        return self
+
+    @model_validator(mode="after")
     def _memory_is_no_fallback(self) -> Self:
         if self.use_redis_queue and self.spool_path == ":memory:":
             raise ValueError("SPOOL_PATH=:memory: cannot be used: it needs USE_REDIS_QUEUE=false")
@@ -233,13 +262,18 @@ class Settings(FaceSettings):
             raise ValueError("DATABASE_OWNER_URL cannot be used: it needs DATABASE_URL or _HOST")
         return self
 
-    @field_validator("prices_file")
+    @field_validator("prices_file", "redaction_file")
     @classmethod
     def _there(cls, path: Path | None) -> Path | None:
         found = path and (project_root() / path.expanduser()).resolve()
         if found and not found.is_file():
             raise ValueError("there is no such file")
         return found
+
+    @property
+    def pii_field_names(self) -> tuple[str, ...]:
+        """The names in `PII_FIELDS`."""
+        return tuple(name.strip() for name in self.pii_fields.split(",") if name.strip())
 
     @property
     def data_path(self) -> Path:
@@ -311,13 +345,28 @@ class Settings(FaceSettings):
         """Return a secret that `up` generated into `DATA_DIR`, or None."""
         try:
             return (self.data_path / name).read_text(encoding="utf-8").strip() or None
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return None
 
     def rate_for(self, endpoint: str) -> Rate:
         """Return the rate of a path such as `/analytics/llm`."""
-        name = re.sub(r"[^A-Z0-9]+", "_", endpoint.upper()).strip("_")
+        name = variable_part(endpoint).strip("_")
         return Rate.parse(self.rate_limits.get(name, self.rate_limit))
+
+    @property
+    def event_ttls(self) -> EventTtls:
+        """How long events are kept, by type."""
+        return EventTtls(self.log_ttl_days, self.log_ttls_days)
+
+    @property
+    def ledger_days(self) -> int:
+        """How long the ledger is kept, never for less than the events; 0: for good."""
+        return longest_of((self.ledger_ttl_days, self.event_ttls.longest))
+
+    @property
+    def sums_days(self) -> int:
+        """How long sums are kept, likewise."""
+        return longest_of((self.rollup_ttl_days, self.event_ttls.longest))
 
 
 def _bracketed(host: str) -> str:
@@ -355,24 +404,32 @@ def _environment() -> dict[str, str]:
     return {name.upper(): value for name, value in merged.items() if value}
 
 
+def _of_prefix(prefix: str, environment: dict[str, str]) -> dict[str, str]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in environment.items()
+        if name.startswith(prefix)
+    }
+
+
 def load_settings() -> Settings:
     """Read the environment and `.env`; the environment wins, an empty value counts as absent.
 
     Raises SettingsError, one line that names the variable, its value and what is allowed.
     """
-    prefix = "RATE_LIMIT_"
-    rates = {
-        name.removeprefix(prefix): value
-        for name, value in _environment().items()
-        if name.startswith(prefix)
-    }
+    environment = _environment()
     try:
-        return Settings(rate_limits=rates)
+        return Settings.model_validate(
+            {
+                "rate_limits": _of_prefix("RATE_LIMIT_", environment),
+                "log_ttls_days": _of_prefix("LOG_TTL_DAYS_", environment),
+            }
+        )
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
 
 
-_SECRET = re.compile(r"(API_KEY|PASSWORD|PEPPER|URL)$")
+_SECRET = re.compile(r"(API_KEY|HASH_KEY|PASSWORD|PEPPER|URL)$")
 
 
 def _one_line(error: ValidationError) -> str:
@@ -380,7 +437,7 @@ def _one_line(error: ValidationError) -> str:
     if not fault["loc"]:
         return fault["msg"].removeprefix("Value error, ")
     name = "_".join(str(part) for part in fault["loc"]).upper()
-    name = name.replace("RATE_LIMITS_", "RATE_LIMIT_")
+    name = name.replace("RATE_LIMITS_", "RATE_LIMIT_").replace("LOG_TTLS_DAYS_", "LOG_TTL_DAYS_")
     hidden = _SECRET.search(name) and not name.startswith("QUERY_REQUIRE")
     value = "(not shown)" if hidden else repr(fault["input"])
     allowed = fault["msg"].removeprefix("Value error, ").replace("Input should be", "has to be")

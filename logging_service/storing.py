@@ -13,6 +13,7 @@ from logging_service.books import Books
 from logging_service.delivering import Consumer, Limits, Pause
 from logging_service.errors import BackendUnavailable, SchemaMismatch
 from logging_service.ports import EventQueue, EventStore
+from logging_service.retention_turns import removing_old
 from logging_service.settings import Settings
 
 _log = structlog.get_logger()
@@ -83,7 +84,11 @@ async def storing_here(
     At the end that goes on until the queue is empty, for half of SHUTDOWN_GRACE_SECONDS.
     """
     stopping = asyncio.Event()
-    async with keeping_books(settings, queue) as books, forwarding_audit(settings, queue):
+    async with (
+        keeping_books(settings, queue) as books,
+        forwarding_audit(settings, queue),
+        removing_old(settings),
+    ):
         consumer = Consumer(queue, store, books, stopping, Limits.of(settings))
         task = asyncio.create_task(_store(settings, store, consumer, stopping))
         try:

@@ -24,6 +24,7 @@ from logging_service.errors import (
     BodyNotSupported,
     BodyRejected,
     BodyTooLarge,
+    EventsWait,
     FieldRejected,
     Forbidden,
     HeaderTooLarge,
@@ -110,6 +111,10 @@ PROBLEMS = {
         "What it names is not as this needs it",
         "The detail says what has ended or is full. Sending it again does not help.",
     ),
+    "events-wait": (
+        "Events still wait in the queue",
+        "What was accepted before has to be stored first; /queue/status tells how much it is.",
+    ),
     "method-not-allowed": (
         "The method is not allowed here",
         "The header Allow lists those that are.",
@@ -141,6 +146,7 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     Unauthenticated: (401, "unauthenticated"),
     Forbidden: (403, "forbidden"),
     KeyConflict: (409, "conflict"),
+    EventsWait: (409, "events-wait"),
     RateLimited: (429, "rate-limited"),
     HeaderTooLarge: (431, "header-too-large"),
     Misdirected: (421, "misdirected"),

@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from conftest import ADMIN_API_KEY, API_KEY
-from events_made import an_event
+from events_made import REDACTOR, an_event
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -557,7 +557,7 @@ class TestPipeline:
         await database.execute("ALTER TABLE log_events DROP CONSTRAINT no")
         async with open_postgres_dead_letters(database_url, connections=1) as letters:
             keys = await letters.keys(LetterFilter(), 10)
-            steps = replay(letters, pipeline.queue, keys, COMMAND_LINE)
+            steps = replay(letters, pipeline.queue, keys, COMMAND_LINE, REDACTOR)
             assert [step.replayed async for step in steps] == [1]
         assert await pipeline.told() == {
             "accepted": 4,

@@ -204,6 +204,8 @@ ROUTES: dict[tuple[str, str, str], Route] = {
     ("query", "GET", "/keys/{key_id}"): Route(ADMIN, (Probe(part="read"),)),
     ("query", "POST", "/keys/{key_id}/rotate"): Route(ADMIN, (Probe(good=201, part="rotate"),)),
     ("query", "DELETE", "/keys/{key_id}"): Route(ADMIN, (Probe(part="revoke"),)),
+    # What is accepted here is never stored, and an erasure waits for it: who may ask is told 422.
+    ("query", "POST", "/erasures"): Route("erase", (Probe(good=422, body={}),)),
 }
 # What the OpenAPI documents leave out.
 UNLISTED: dict[tuple[str, str, str], Route] = {

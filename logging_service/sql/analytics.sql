@@ -177,9 +177,11 @@ SELECT {keys},
  GROUP BY GROUPING SETS ({sets})
 
 -- name: version
--- What was stored, wherever its delivery is in the books, and how often that was changed since.
+-- What was stored, wherever its delivery is in the books, how often that was changed since, and of which
+-- days retention removed something.
 -- Duplicates are in it: an event that was stored while its delivery was on trial can become one.
 SELECT (SELECT coalesce(sum(stored + duplicates), 0) FROM epochs)
        + (SELECT coalesce(sum(stored + duplicates), 0) FROM deliveries)
        + (SELECT coalesce(sum(stored + duplicates), 0) FROM trials) AS stored,
-       (SELECT number FROM ledger_changes) AS changes
+       (SELECT number FROM ledger_changes) AS changes,
+       (SELECT coalesce(sum(day - '2000-01-01'), 0) FROM thinned_days) AS thinned

@@ -4,7 +4,7 @@
 -- name: rows
 -- Events that an index finds, from one key on, in time order.
 SELECT event_id, timestamp, received_at, event_type, session_id, source, trace_id, request_id,
-       payload
+       redactions, payload
   FROM log_events
  WHERE {conditions}
  ORDER BY timestamp {direction}, event_id {direction}
@@ -41,7 +41,7 @@ EXPLAIN (FORMAT JSON) SELECT FROM log_events WHERE {conditions}
 
 -- name: event_at
 SELECT event_id, timestamp, received_at, event_type, session_id, source, trace_id, request_id,
-       payload
+       redactions, payload
   FROM log_events
  WHERE timestamp >= $1 AND timestamp < $2 AND event_id = $3
    AND ($4::text IS NULL OR source = $4)
