@@ -11,7 +11,7 @@ from logging_service.backends import open_books
 from logging_service.bookkeeper import Bookkeeper
 from logging_service.books import Books
 from logging_service.delivering import Consumer, Limits, Pause
-from logging_service.errors import BackendUnavailable, SchemaMismatch
+from logging_service.errors import BackendUnavailable, SchemaMismatch, SchemaTooNew
 from logging_service.ports import EventQueue, EventStore
 from logging_service.retention_turns import removing_old
 from logging_service.settings import Settings
@@ -41,6 +41,8 @@ async def wait_for_schema(settings: Settings, store: EventStore, stopping: async
 async def _bring_schema_up_to_date(settings: Settings, store: EventStore) -> None:
     try:
         await store.check()
+    except SchemaTooNew:
+        raise
     except SchemaMismatch:
         # Alembic and SQLAlchemy are needed once in the life of a schema, not of a consumer.
         from logging_service.schema import migrate  # noqa: PLC0415
