@@ -10,12 +10,13 @@ from typing import Final
 import msgspec
 
 from logging_service.audit import Actor
-from logging_service.backends import open_erasure, redactor_of
+from logging_service.backends import open_erasure, redaction_rules_of
 from logging_service.erasure import Erased, Kind, Subject
 from logging_service.errors import EventsWait
 from logging_service.facts import facts_of
 from logging_service.pepper import kept_pii_key
 from logging_service.ports import EventQueue
+from logging_service.redaction import Redacted, Redactor, Rules
 from logging_service.settings import Settings
 
 _POLL_SECONDS: Final = 0.1
@@ -28,15 +29,23 @@ def subject_of(settings: Settings, kind: Kind, text: str, project: str | None) -
 
     Raises SettingsError where the key of redaction cannot be had.
     """
-    redactor = redactor_of(settings)
-    texts = [text, redactor.text(text.encode()).text.decode()]
+    rules, key = redaction_rules_of(settings), kept_pii_key(settings)
+    redactor = Redactor(rules, key)
+    texts = [text, *(one.decode() for one in _of_one_id(rules, redactor.text(text.encode())))]
     if kind == "user":
         sent = [msgspec.json.encode({name: text}) for name in ("user_id", "user.id")]
-        payloads = [*sent, *(redactor.payload(payload).text for payload in sent)]
+        stored = [one for payload in sent for one in _of_one_id(rules, redactor.payload(payload))]
+        payloads = [*sent, *stored]
         texts = [user for user, _, _ in facts_of(payloads) if user]
     named = f"erased {kind} {text}".encode()
-    pseudonym = hmac.digest(kept_pii_key(settings), named, "sha256").hex()[:16]
+    pseudonym = hmac.digest(key, named, "sha256").hex()[:16]
     return Subject(kind, tuple(dict.fromkeys(texts)), project, pseudonym)
+
+
+def _of_one_id(rules: Rules, redacted: Redacted) -> list[bytes]:
+    # A mask is the same for all ids, and so is what dropping leaves.
+    is_one = all(rules.action_of(rule) == "hash" for rule in redacted.found)
+    return [redacted.text] if is_one else []
 
 
 async def erase(

@@ -1,5 +1,7 @@
 """Who is erased, and what is left of their events: that they happened, and their numbers."""
 
+import json
+import re
 import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from logging_service.usage import decoded
 
 Kind = Literal["session", "user"]
 _NOBODY: Final[tuple[str, ...]] = ()
+_NUMBER: Final = re.compile(r"-?[0-9]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,16 @@ def may_tell_of(subject: Subject, event: bytes) -> bool:
     """Whether an event's bytes, which are not to be read, hold an id of the subject as a whole."""
     if subject.project is not None and wire.column(subject.project.encode()) not in event:
         return False
-    return any(
-        (wire.column(text.encode()) if subject.sessions else msgspec.json.encode(text)) in event
-        for text in subject.texts
+    return any(_is_told(subject, text, event) for text in subject.texts)
+
+
+def _is_told(subject: Subject, text: str, event: bytes) -> bool:
+    if subject.sessions:
+        return wire.column(text.encode()) in event
+    # As encoders write it: as it is, or in ASCII alone; a number may have come as one.
+    told = {msgspec.json.encode(text), json.dumps(text).encode()}
+    if any(one in event for one in told):
+        return True
+    return _NUMBER.fullmatch(text) is not None and bool(
+        re.search(rb"[:\s]%b(?![0-9.eE])" % text.encode(), event)
     )

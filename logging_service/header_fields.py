@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 _ONCE = frozenset(
     {b"authorization", b"content-encoding", b"content-type", b"transfer-encoding", b"x-api-key"}
 )
+_VERSIONS = frozenset({"1.0", "1.1"})
 
 
 def are_ambiguous(
     lines: Sequence[tuple[bytes, bytes]], fields: Mapping[bytes, bytes], http_version: str
 ) -> bool:
     """Whether a proxy may see another request in this header; `fields` are its `lines` by name."""
+    if http_version not in _VERSIONS:
+        return True
     coding = fields.get(b"transfer-encoding")
     if coding is not None and (coding.lower() != b"chunked" or http_version != "1.1"):
         return True

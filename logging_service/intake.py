@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -291,7 +292,8 @@ def _read_document(body: bytes) -> _Events:
         raise BodyRejected('the body has to be an array of events or {"events": […]}') from None
     except _UNREADABLE as error:
         try:
-            return [], [*_cut(body, _start_of_array(body), "}" if is_object else "")]
+            texts = _cut(body, _start_of_array(body), "}" if is_object else "")
+            return [], [*islice(texts, MAX_EVENTS + 1)]
         except ValueError:
             raise BodyRejected(f"the body is not JSON: {_syntax(error)}") from None
 

@@ -47,12 +47,18 @@ class ErasedSums:
         self._users = frozenset(users)
         self._project = project
         self._user_hashes = {hash_of(user.encode()) for user in users}
-        self._session_hashes: set[int] = set()
+        # Of each project: another one may have a session of the same name.
+        self._session_hashes: dict[str, set[int]] = {}
         self._replacing = Replacing()
 
-    async def forget(self, period: Period, sessions: Collection[str]) -> None:
-        """Put what a user has under no user, and other hashes where these sessions or users are."""
-        self._session_hashes = {hash_of(session.encode()) for session in sessions}
+    async def forget(self, period: Period, sessions: Collection[tuple[str, str]]) -> None:
+        """Put what a user has under no user, and other hashes where these sessions or users are.
+
+        Each of the sessions comes with its project.
+        """
+        self._session_hashes = {}
+        for session, source in sessions:
+            self._session_hashes.setdefault(source, set()).add(hash_of(session.encode()))
         for roll_up in _HASHED:
             await self._forget_waiting(roll_up, period)
             for span in SPANS:
@@ -81,11 +87,13 @@ class ErasedSums:
 
     def _has_hashes(self, roll_up: RollUp, row: asyncpg.Record) -> bool:
         return any(
-            not self._wanted(column).isdisjoint(unpack(row[column])) for column in _HASHED[roll_up]
+            not self._wanted(column, row).isdisjoint(unpack(row[column]))
+            for column in _HASHED[roll_up]
         )
 
-    def _wanted(self, column: str) -> set[int]:
-        return self._session_hashes if column == "sessions" else self._user_hashes
+    def _wanted(self, column: str, row: Any) -> set[int]:
+        of_project = self._session_hashes.get(row["source"], set())
+        return of_project if column == "sessions" else self._user_hashes
 
     def _other_key(self, roll_up: RollUp, key: Key) -> Key:
         if roll_up is USER and key[-1] in self._users:
@@ -98,7 +106,7 @@ class ErasedSums:
             sums = Sums.of(row, roll_up.columns)
             for column in _HASHED[roll_up]:
                 hashes: set[int] = getattr(sums, column)
-                gone = hashes & self._wanted(column)
+                gone = hashes & self._wanted(column, row)
                 setattr(sums, column, hashes - gone | set(map(self._replacing.of, gone)))
             totals.of(self._other_key(roll_up, key_of(roll_up, row))).add(sums)
         return totals

@@ -113,7 +113,7 @@ class _Erasing:
     async def _forget_sums(self, sums: ErasedSums, day: date) -> None:
         period = _period(day)
         rows = await self._connection.fetch(_SQL["sessions_on"], *period)
-        await sums.forget(period, [row["session_id"] for row in rows])
+        await sums.forget(period, list(map(tuple, rows)))
 
     async def _erase_sessions(self, day: date) -> None:
         """Erase the events of sessions, of a user's own sessions those that name nobody."""

@@ -8,9 +8,10 @@ import hmac
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from heapq import heapify, heappop, heappush
 from typing import Any, Final, Literal, NamedTuple
 
 import re2
@@ -30,7 +31,7 @@ _INTEGER: Final = re.compile(rb"[\s:,\[]([0-9]+)(?=[\s,\]}])")
 _read = json.JSONDecoder(strict=False).decode
 # The shortest text in which a built-in pattern finds anything.
 _SHORTEST: Final = len("a@b.de")
-_LOOK_EFFORT, _HIT_EFFORT, _PART_EFFORT = 10, 5, 2
+_LOOK_EFFORT, _JUDGE_EFFORT, _HIT_EFFORT, _PART_EFFORT = 10, 20, 5, 2
 _KEPT: Final = frozenset({b"true", b"false", b"null"})
 # An escape hides what is looked for: `@` may be `\u0040`. Of what encoders escape by habit,
 # `"&'<>` and the backquote, no rule needs any, and `\/` is known to the rules.
@@ -113,6 +114,39 @@ class _Work:
         return Redacted(text, tally.found, tally.effort)
 
 
+class _Hit(NamedTuple):
+    """What a search finds next: where, the place of its pattern in the rules, and what."""
+
+    since: int
+    rank: int
+    found: bytes
+    search: "_Search"
+
+
+class _Search:
+    """Looks for several patterns, by their places in the rules, at once."""
+
+    __slots__ = ("_finds", "_ranks")
+
+    def __init__(self, patterns: Mapping[int, Pattern]) -> None:
+        self._finds = re2.compile(
+            b"|".join(
+                b"(?P<%b>%b%b%b)" % (one.name.encode(), one.before, one.core, one.after)
+                for one in patterns.values()
+            )
+        )
+        named = self._finds.groupindex
+        # By the number of its group, since a pattern may have groups of its own.
+        self._ranks = {named[one.name.encode()]: rank for rank, one in patterns.items()}
+
+    def next(self, text: bytes, at: int) -> _Hit | None:
+        """Return what is found first from `at` on."""
+        match = self._finds.search(text, at)
+        if match is None:
+            return None
+        return _Hit(match.start(), self._ranks[match.lastindex], match.group(), self)
+
+
 class Redactor:
     """Replaces what `rules` find; equal values get the same token under the same `key`.
 
@@ -123,13 +157,9 @@ class Redactor:
     def __init__(self, rules: Rules, key: bytes) -> None:
         self._rules = rules
         self._key = key
-        groups = (
-            b"(?P<%b>%b%b%b)" % (p.name.encode(), p.before, p.core, p.after) for p in rules.patterns
-        )
-        self._finds = re2.compile(b"|".join(groups)) if rules.patterns else None
-        named = self._finds.groupindex if self._finds else {}
-        # By the number of its group, since a pattern may have groups of its own.
-        self._patterns = {named[one.name.encode()]: one for one in rules.patterns}
+        together = {rank: p for rank, p in enumerate(rules.patterns) if not p.is_alone}
+        alone = [{rank: p} for rank, p in enumerate(rules.patterns) if p.is_alone]
+        self._searches = [_Search(some) for some in (together, *alone) if some]
         builtin = all(pattern in PATTERNS for pattern in rules.patterns)
         self._shortest = _SHORTEST if builtin else 1
         hints = [p.core + p.after if p.hint is None else p.hint for p in rules.patterns]
@@ -277,29 +307,41 @@ class Redactor:
 
     def _searched(self, text: bytes, tally: _Tally) -> bytes:
         """Return `text` without what patterns find; still UTF-8."""
-        if self._finds is None or len(text) < self._shortest:
+        if len(text) < self._shortest:
             return text
         pieces: list[bytes] = []
-        end = at = 0
-        while match := self._finds.search(text, at):
-            since, pattern = match.start(), self._patterns[match.lastindex]
-            span = pattern.judge(match.group())
-            if span is None:
-                tally.effort += _LOOK_EFFORT
-                # Something else may begin within it.
-                at = since + 1
-                continue
-            start, stop = since + span[0], since + span[1]
-            at = stop
+        end = 0
+        for rule, start, stop in self._found(text, tally):
             # What was replaced before, in a replay, stays.
             if not _IS_TOKEN.fullmatch(text, start, stop):
-                tally.note(pattern.name)
-                pieces += (text[end:start], self._instead(pattern.name, text[start:stop]))
+                tally.note(rule)
+                pieces += (text[end:start], self._instead(rule, text[start:stop]))
                 end = stop
         if not pieces:
             return text
         # A bound of a pattern may have cut a character.
         return b"".join((*pieces, text[end:])).decode(errors="replace").encode()
+
+    def _found(self, text: bytes, tally: _Tally) -> Iterator[tuple[str, int, int]]:
+        """Yield which rule found something, from where and to where, from left to right."""
+        # What each search finds next, the leftmost first, of several there the surest.
+        coming = [hit for search in self._searches if (hit := search.next(text, 0))]
+        heapify(coming)
+        at = 0
+        while coming:
+            since, rank, found, search = heappop(coming)
+            again = at
+            if since >= at:
+                pattern = self._rules.patterns[rank]
+                if span := pattern.judge(found):
+                    at = again = since + span[1]
+                    yield pattern.name, since + span[0], at
+                else:
+                    tally.effort += _JUDGE_EFFORT
+                    # Something else may begin within it.
+                    again = since + 1
+            if hit := search.next(text, again):
+                heappush(coming, hit)
 
     def _instead(self, rule: str, value: bytes) -> bytes:
         action = self._rules.action_of(rule)
@@ -309,6 +351,9 @@ class Redactor:
         if action == "mask":
             return b"[%b]" % name
         digest = hmac.digest(self._key, value, "sha256").hex()[:_TOKEN_DIGITS]
+        if digest.isdecimal():
+            # It could be a card's number, and be replaced in a replay.
+            digest = f"a{digest[1:]}"
         return b"[%b:%b]" % (name, digest.encode())
 
 

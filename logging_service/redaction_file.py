@@ -102,15 +102,20 @@ def _own_patterns(tables: object) -> list[Pattern]:
             raise ValueError(f"{place}: name has to be 1 to 40 of a-z, 0-9 and _")
         if name in known or name in patterns:
             raise ValueError(f"{place}: there is a rule {name} already")
-        patterns[name] = Pattern(name, _checked(regex, place), before=b"", hint=_hint(regex))
+        patterns[name] = Pattern(
+            name, _checked(regex, place), before=b"", hint=_hint(regex), is_alone=True
+        )
     return list(patterns.values())
 
 
-# Characters that stand in JSON as they are, classes of them, and what says how often.
+# Characters that stand in JSON as they are, classes of them, and what says how often. A range goes
+# over digits or letters of one case: others hold `"`, `/` or the backslash.
 _PLAIN: Final = re.compile(
     r"(?:[A-Za-z0-9 _@:#=,;~%!+*?|()^$-]|\\[dwbBAz.+*?()|\[\]{}-]|\{[0-9,]+\}"
-    r"|\[(?:[A-Za-z0-9 _@:.#=,;~%!+*?|(){}-]|\\[dw.-])+\])*"
+    r"|\[(?:[0-9]-[0-9]|[a-z]-[a-z]|[A-Z]-[A-Z]|[A-Za-z0-9 _@:.#=,;~%!+*?|(){}]|\\[dw.-])+-?\])*"
 )
+_QUIET: Final = re2.Options()
+_QUIET.log_errors = False
 _EDGE: Final = re.compile(r"\\[bBAz]|[\^$]")
 
 
@@ -121,7 +126,7 @@ def _hint(regex: str) -> bytes:
     """
     hint = b"(?:%b)" % _EDGE.sub("", regex).encode()
     try:
-        re2.compile(hint)
+        re2.compile(hint, _QUIET)
     except re2.error:
         return b""
     return hint if _PLAIN.fullmatch(regex) else b""
@@ -131,7 +136,7 @@ def _checked(regex: object, place: str) -> bytes:
     if not isinstance(regex, str) or not 1 <= len(regex) <= MAX_PATTERN:
         raise ValueError(f"{place}: regex has to be a text of 1 to {MAX_PATTERN} characters")
     try:
-        compiled = re2.compile(f"(?:{regex})".encode())
+        compiled = re2.compile(f"(?:{regex})".encode(), _QUIET)
     except re2.error as error:
         reason = error.args[0] if error.args else "it is not RE2"
         text = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)

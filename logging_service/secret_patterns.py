@@ -13,6 +13,8 @@ class Pattern(NamedTuple):
 
     `hint` fits wherever the pattern finds something in a text of JSON as it was sent, where the
     letter of an escape may stand before it; None: what is looked for, without its left edge.
+    One that `is_alone` is searched for by itself: its beginning has no bound, and to follow it to
+    the text's end again for each hit of another would take quadratic time.
     """
 
     name: str
@@ -21,6 +23,7 @@ class Pattern(NamedTuple):
     after: bytes = b""
     judge: Callable[[bytes], Span] = lambda found: (0, len(found))
     hint: bytes | None = None
+    is_alone: bool = False
 
 
 def _behind(*marks: bytes) -> Callable[[bytes], Span]:
@@ -159,12 +162,14 @@ PATTERNS: Final = (
         "jwt",
         rb"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*",
         hint=rb"eyJ[A-Za-z0-9_-]{8,}\.eyJ",
+        is_alone=True,
     ),
     Pattern(
         "url_password",
         rb"[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#:@\"'<>]*:[^\s/\"'<>]+@",
         judge=_password_in_url,
         hint=rb":\\?/\\?/[^\s/?#:@\"'<>]*:[^\s/\"'<>]+@",
+        is_alone=True,
     ),
     Pattern("aws_key", rb"(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}", after=rb"\b"),
     Pattern(
@@ -204,6 +209,7 @@ PATTERNS: Final = (
         + rb"\.)+[A-Za-z\x80-\xff]{2,63}",
         before=b"",
         hint=rb"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~\x80-\xff-]@[A-Za-z0-9\\\x80-\xff-]+\.",
+        is_alone=True,
     ),
     Pattern(
         "iban",
@@ -224,7 +230,7 @@ PATTERNS: Final = (
         _CARD,
         after=rb"\b",
         judge=_card,
-        hint=rb"(?:^|[^0-9A-Za-z_]|\\[bfnrt])" + _CARD + rb"\b",
+        hint=rb"(?:^|[^0-9A-Za-z_]|\\(?:[bfnrt]|u[0-9A-Fa-f]{4}))" + _CARD + rb"\b",
     ),
     Pattern(
         "ip",

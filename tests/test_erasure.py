@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from logging_service.api_keys import terms_of
 from logging_service.audit import COMMAND_LINE
 from logging_service.backends import open_keys
 from logging_service.erasing import subject_of
-from logging_service.erasure import Erased, Kind
+from logging_service.erasure import Erased, Kind, Subject, may_tell_of
 from logging_service.errors import BackendUnavailable
 from logging_service.ports import DeadLetter, Sorted
 from logging_service.postgres_erasure import open_postgres_erasure
@@ -256,6 +257,19 @@ async def test_a_project_keeps_what_another_one_erases(
     assert not await database.fetchval(ours, ADA)
 
 
+async def test_a_session_of_the_same_name_in_another_project_is_still_counted_as_one(
+    store: PostgresStore, settings: Settings, services_url: str, database: asyncpg.Connection
+) -> None:
+    theirs = an_event("a", "s1", {"user_id": MALLORY}, timestamp=NOON, source="others")
+    await add(store, an_event("a", "s1", {"user_id": ADA}, timestamp=NOON), theirs)
+    await store.fold()
+    kept = "SELECT sessions FROM usage_rollup WHERE source = $1 ORDER BY span, event_type"
+    before = {source: await database.fetch(kept, source) for source in ("tests", "others")}
+    assert (await erase(services_url, settings, "user", ADA)).events == 1
+    assert await database.fetch(kept, "others") == before["others"]
+    assert await database.fetch(kept, "tests") != before["tests"]
+
+
 async def test_the_second_time_nothing_is_found(
     store: PostgresStore, settings: Settings, services_url: str, database: asyncpg.Connection
 ) -> None:
@@ -342,6 +356,22 @@ async def test_letters_that_cannot_be_read_go_when_they_hold_the_id(
     assert await database.fetchval("SELECT count(*) FROM dead_letters") == 1
 
 
+@pytest.mark.parametrize(
+    ("user", "sent", "other"),
+    [
+        ("jürgen", '{"user_id": "jürgen"}', '{"user_id": "jürgens"}'),
+        ("jürgen", '{"user_id":"j\\u00fcrgen"}', '{"user_id":"j\\u00fcrge"}'),
+        ("123", '{"user_id": 123}', '{"user_id": 1234, "n": 5123, "m": 123.5}'),
+    ],
+)
+def test_letters_that_are_not_read_hold_an_id_as_encoders_write_it(
+    user: str, sent: str, other: str
+) -> None:
+    subject = Subject("user", (user,), None, "")
+    assert may_tell_of(subject, unchecked(payload=sent.encode()))
+    assert not may_tell_of(subject, unchecked(payload=other.encode()))
+
+
 async def test_an_id_that_redaction_replaced_is_found(
     store: PostgresStore, settings: Settings, services_url: str, database: asyncpg.Connection
 ) -> None:
@@ -353,6 +383,17 @@ async def test_an_id_that_redaction_replaced_is_found(
     )
     assert (await erase(services_url, settings, "user", address)).events == 2
     assert token not in await everything(database)
+
+
+@pytest.mark.parametrize("action", ["mask", "drop"])
+@pytest.mark.parametrize("kind", ["user", "session"])
+def test_what_stands_for_many_ids_is_nobody_in_particular(
+    settings: Settings, tmp_path: Path, kind: Kind, action: str
+) -> None:
+    rules = tmp_path / "redaction.toml"
+    rules.write_text(f'action = "{action}"', encoding="utf-8")
+    own = settings.model_copy(update={"redaction_file": rules})
+    assert subject_of(own, kind, "ada@example.com", None).texts == ("ada@example.com",)
 
 
 async def test_every_payload_can_be_erased(

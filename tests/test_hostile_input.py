@@ -410,6 +410,12 @@ class TestHttp:
         sent = raw_request(CHUNKED, f"{TE}: chunked", version="1.0") + SMUGGLED
         assert statuses_in(answer_to(pipeline.producer, sent)) == [b"400"]
 
+    @pytest.mark.parametrize("version", ["0.9", "1.2", "2.0"])
+    def test_another_version_of_http_is_refused(self, pipeline: Pipeline, version: str) -> None:
+        for path in ("/log", "/x"):
+            sent = raw_request(ONE, LENGTH, path=path, version=version)
+            assert statuses_in(answer_to(pipeline.producer, sent)) == [b"400"]
+
     @pytest.mark.parametrize("host", [b"elsewhere", b"localhost@elsewhere", b"elsewhere:8001"])
     def test_a_whole_url_names_the_host_that_is_asked(
         self, pipeline: Pipeline, host: bytes

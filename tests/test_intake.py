@@ -172,6 +172,15 @@ def test_ten_thousand_events_are_taken_and_not_one_more() -> None:
         read(body[:-1] + b',{"event_type":"a"}]')
 
 
+def test_of_a_batch_that_is_too_large_no_more_is_looked_at_than_tells_so() -> None:
+    # What no reader takes makes each element be cut out by itself.
+    body = b'["\\ud800"' + b",1" * 10_000
+    with pytest.raises(BodyTooLarge, match="10000"):
+        read(body + b", no JSON any more")
+    with pytest.raises(BodyRejected):
+        read(body[:-2] + b", no JSON any more")
+
+
 COMPRESSED = {
     "gzip": gzip.compress(b"x" * 1000, mtime=0),
     "x-gzip": gzip.compress(b"x" * 500) + gzip.compress(b"x" * 500),

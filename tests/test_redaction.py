@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import hmac
 import json
+import re
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -184,7 +187,16 @@ def test_any_object_stays_json_of_the_same_shape(
 thorough = Redactor(dataclasses.replace(FIELDS, exempt=frozenset({"none of these"})), KEY)
 personal = st.sampled_from([sample.text for sample in samples(3)])
 hostile = st.sampled_from(
-    ['"email":"x"', "\\", '\\"', "{[", "ä", "\n4111111111111111", "Bearer\n" + "a" * 20]
+    [
+        '"email":"x"',
+        "\\",
+        '\\"',
+        "{[",
+        "ä",
+        "\n4111111111111111",
+        "\u20134111111111111111",
+        "Bearer\n" + "a" * 20,
+    ]
 )
 pieces = st.lists(personal | hostile | texts, max_size=4).map("".join)
 names = st.sampled_from(["email", "Phone", "a", "email\\"]) | pieces
@@ -240,6 +252,36 @@ def test_the_effort_told_grows_with_all_that_takes_time(one: str) -> None:
         return redactor.payload(f"[{','.join([one] * times)}]".encode()).effort
 
     assert effort(300) - effort(200) == effort(200) - effort(100) >= 100
+
+
+@pytest.mark.parametrize("edge", ["\\u0009", "\\uff1a", "\\u00e9", "\\ud83d\\ude42"])
+def test_a_card_number_right_behind_an_escaped_character_is_found(edge: str) -> None:
+    sent = f'{{"a":"{edge}4111 1111 1111 1111"}}'.encode()
+    assert redactor.payload(sent).found == {"card": 1}
+    assert is_suspect(redactor, sent)
+
+
+def test_no_token_can_be_taken_for_a_card_number() -> None:
+    # Its digest has no letter under this key.
+    sent = next(
+        text
+        for text in (f"{number}@example.org" for number in range(20_000))
+        if hmac.digest(KEY, text.encode(), "sha256").hex()[:16].isdecimal()
+    )
+    token_of_it = redactor.text(sent.encode()).text
+    assert re.fullmatch(rb"\[email:a[0-9]{15}\]", token_of_it)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["127.0.0.1.", "AA00AAAAAAAAAAA.", "sk-aaaaaaaaaaaaaaaaaaaaaa.", "eyJaaaaaaaa-127.0.0.1-"],
+)
+def test_a_hostile_text_of_the_largest_size_takes_no_more_than_its_effort(unit: str) -> None:
+    text = (unit * 262_144)[:262_144].encode()
+    began = time.thread_time()
+    effort = redactor.payload(b'{"a":"%b"}' % text).effort
+    # With room for a machine that is busy; followed to its end for each hit it takes 3 seconds.
+    assert time.thread_time() - began < 1.0 + effort / 1_000_000
 
 
 @pytest.mark.parametrize(

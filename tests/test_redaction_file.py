@@ -53,6 +53,9 @@ def test_an_operator_adds_patterns_turns_rules_off_and_exempts_fields(tmp_path: 
         ('say "a.b"', 'I say "a\\b"'),
         ("a[^b]c", "a\nc"),
         ("a/b", "a/b"),
+        ("a[ -~]b", "a/b"),
+        ("a[A-z]b", "a\\b"),
+        ("a[!-Z]b", 'a"b'),
         ("(?:|y)z|z*y", "zzy"),
         ("(a)(b)|(?i)q", "ab Q"),
         ("ä+ß", "ääß"),
@@ -110,13 +113,16 @@ def _pattern(name: str, regex: str) -> str:
         ("#" * (MAX_BYTES + 1), f"it has to be at most {MAX_BYTES} bytes"),
     ],
 )
-def test_a_wrong_file_is_one_line_that_says_why(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_wrong_file_is_one_line_that_says_why(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str, reason: str
+) -> None:
     file = a_file(tmp_path, text)
     with pytest.raises(SettingsError) as refused:
         read_redaction_file(file, FIELDS)
     assert str(refused.value).startswith(f"REDACTION_FILE={str(file)!r} cannot be used: ")
     assert reason in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:

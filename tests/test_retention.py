@@ -346,3 +346,17 @@ def test_a_turn_has_an_end() -> None:
     removed = Removed(TODAY)
     assert sum(removed.goes_on() for _ in range(1_000)) == 200
     assert removed.complete is False
+
+
+async def test_a_partition_of_a_time_before_the_calendar_holds_up_no_other(
+    store: PostgresStore, retention: PostgresRetention, database: asyncpg.Connection
+) -> None:
+    await add(store, 9)
+    await database.execute(
+        "CREATE TABLE ancient PARTITION OF log_events"
+        " FOR VALUES FROM ('0044-03-15 BC') TO ('0043-03-15 BC')"
+    )
+    try:
+        assert (await remove_old(retention, ttls(7))).partitions == 2
+    finally:
+        await database.execute("DROP TABLE ancient")

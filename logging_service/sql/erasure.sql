@@ -156,11 +156,11 @@ SELECT DISTINCT hour
 
 -- name: sessions_on
 -- Of the sessions that go, those of which there is anything from $1 to $2.
-SELECT session_id FROM event_facts
+SELECT session_id, source FROM event_facts
  WHERE timestamp >= $1 AND timestamp < $2
    AND (session_id, source) IN (SELECT session_id, source FROM subject_sessions)
  UNION
-SELECT session_id FROM llm_calls
+SELECT session_id, source FROM llm_calls
  WHERE timestamp >= $1 AND timestamp < $2
    AND (session_id, source) IN (SELECT session_id, source FROM subject_sessions)
 

@@ -1,13 +1,15 @@
 -- What `postgres_retention` asks and removes. What stands in braces is put in by it: the name of a roll-up.
 
 -- name: partitions
--- The time that each partition of $1 covers, the oldest first, of those that end up to $2.
+-- The time that each partition of $1 covers, the oldest first, of those that end up to $2. What is before the
+-- year 1 is no date to others.
 SELECT (bounds[1]::timestamptz AT TIME ZONE 'UTC')::date AS since
   FROM pg_inherits
   JOIN pg_class ON pg_class.oid = inhrelid
  CROSS JOIN regexp_match(pg_get_expr(relpartbound, pg_class.oid),
                          $$FROM \('([^']+)'\) TO \('([^']+)'\)$$) AS bounds
  WHERE inhparent = $1::text::regclass AND bounds[2]::timestamptz <= $2
+   AND bounds[1]::timestamptz >= '0001-01-01'
  ORDER BY 1
 
 -- name: types
