@@ -483,8 +483,8 @@ class TestABadDeploy:
     ) -> None:
         one, now = uuid4(), datetime.now(UTC)
         same = [an_event(payload={"n": n}, event_id=one, timestamp=now) for n in range(1200)]
+        await (put_tired(queue, redis, database, same) if is_tired else queue.put(same))
         with run_service("consumer", environment) as consumer:
-            await (put_tired(queue, redis, database, same) if is_tired else queue.put(same))
             await until(lambda: is_empty(redis), seconds=60)
             # Nor does what they are stand in for good events.
             await queue.put([b"garbage %d" % n for n in range(100)])
