@@ -12,7 +12,7 @@ import msgspec
 from logging_service import audit, wire
 from logging_service.audit import Actor
 from logging_service.errors import EventRejected
-from logging_service.events import (
+from logging_service.event_rules import (
     MAX_PAYLOAD_BYTES,
     MAX_SESSION_ID,
     MAX_TRACE_ID,
@@ -20,6 +20,8 @@ from logging_service.events import (
     check_payload,
     check_sent_type,
     check_text,
+)
+from logging_service.events import (
     redacted,
 )
 from logging_service.ports import DeadLetters, EventQueue, KeptLetter, LetterFilter, LetterKey

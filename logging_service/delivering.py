@@ -1,7 +1,6 @@
 """The loop that moves deliveries from the queue to the store, whatever becomes of both."""
 
 import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,6 +20,7 @@ from logging_service.errors import (
     SchemaMismatch,
     TooManyDead,
 )
+from logging_service.pausing import LONGEST_PAUSE_SECONDS, Pause
 from logging_service.ports import (
     DeadLetter,
     Delivery,
@@ -43,7 +43,6 @@ _EXTEND_SECONDS = 10.0
 # A lease lasts 30 s: what was not renewed for so long may be another's.
 _RENEWED_SECONDS = 25.0
 _PREPARE_SECONDS = 3600.0
-_LONGEST_PAUSE_SECONDS = 5.0
 # A delivery that more consumers began, and did not end, may have ended each of them.
 _MOST_BEGUN = 5
 _RELEASE_SECONDS = 1.0
@@ -203,13 +202,13 @@ class Consumer:
             # One worker's end is the end of both.
             self._stopping.set()
 
-    async def _take_and_deliver(self, pause: "Pause") -> None:
+    async def _take_and_deliver(self, pause: Pause) -> None:
         async with self._taking:
             delivery = await self._take(pause)
         if delivery is not None:
             await self._deliver(delivery)
 
-    async def _take(self, pause: "Pause") -> Delivery | None:
+    async def _take(self, pause: Pause) -> Delivery | None:
         if self._refused:
             await self._wait_for_stop(_IDLE_WAIT_SECONDS)
             return None
@@ -371,7 +370,7 @@ class Consumer:
                 await self._store.prepare()
             except LoggingServiceError as error:
                 _log.warning("partitions_not_made", reason=str(error))
-                await asyncio.sleep(_LONGEST_PAUSE_SECONDS)
+                await asyncio.sleep(LONGEST_PAUSE_SECONDS)
             else:
                 await asyncio.sleep(_PREPARE_SECONDS)
 
@@ -396,28 +395,3 @@ class Consumer:
                 continue
             while self._done and self._done[0][0] <= oldest:
                 self._done.popleft()
-
-
-class Pause:
-    """Waits longer after each failure, says so once, and says when it is over."""
-
-    def __init__(self, what: str, stopping: asyncio.Event) -> None:
-        self._failures = 0
-        self._what = what
-        self._stopping = stopping
-
-    async def after(self, error: BackendUnavailable) -> None:
-        """Wait with jitter, at most 5 s, until it is time to try again or to stop."""
-        if not self._failures:
-            _log.warning(self._what, reason=str(error))
-        self._failures += 1
-        longest = min(_LONGEST_PAUSE_SECONDS, 0.1 * 2 ** min(self._failures, 10))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(longest * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter
-                await self._stopping.wait()
-
-    def over(self) -> None:
-        """Begin anew: it answered."""
-        if self._failures:
-            _log.info("available_again", after=self._what, failures=self._failures)
-        self._failures = 0

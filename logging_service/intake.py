@@ -18,9 +18,11 @@ from logging_service.errors import (
     BodyTooLarge,
     EventRejected,
 )
-from logging_service.events import (
+from logging_service.event_rules import (
     MAX_PAYLOAD_BYTES,
     MAX_PAYLOAD_DEPTH,
+)
+from logging_service.events import (
     Encoded,
     EventEncoder,
     Origin,

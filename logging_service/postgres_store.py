@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
-from hashlib import sha256
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import asyncpg
 import structlog
 
 from logging_service import wire
-from logging_service.dead_letters import CRASH, event_type_of, letter_digest
+from logging_service.burials import CONFLICT, Burials, row_of
 from logging_service.entries import Entries
-from logging_service.errors import BackendUnavailable, DeliveryTooWide, TooManyDead
+from logging_service.errors import BackendUnavailable, DeliveryTooWide
 from logging_service.ports import DeadLetter, Delivery, Outcome, Sorted, Trial
 from logging_service.postgres import EVENT_CLASSES, check_schema, open_pool, said, weather
 from logging_service.postgres_ledger import (
@@ -42,7 +41,6 @@ _COMMAND_SECONDS = 30
 _CONNECT_SECONDS = 5
 _DAYS_AHEAD = 7
 _MOST_DAYS = 4_000
-_CONFLICT = "conflict"
 _STAGING = """
 CREATE TEMPORARY TABLE staged_events (
     ordinal bigint GENERATED ALWAYS AS IDENTITY,
@@ -159,7 +157,7 @@ class PostgresStore:
         await self._make_new_days(connection, wire.days_of(batch.events))
         days_made = asks_ledger = False
         while True:
-            dead = _Dead(batch, most_dead)
+            dead = Burials(batch, most_dead)
             how = {"directly": directly, "asks_ledger": asks_ledger}
             try:
                 async with connection.transaction():
@@ -194,7 +192,7 @@ class PostgresStore:
         self,
         connection: asyncpg.Connection,
         batch: Sorted,
-        dead: "_Dead",
+        dead: Burials,
         *,
         directly: bool,
         asks_ledger: bool,
@@ -260,47 +258,6 @@ class PostgresStore:
             return await role_warnings(connection)
 
 
-class _Dead:
-    """The dead letters of a batch, so far; raises TooManyDead for one too many.
-
-    A conflict is never too many: whoever may send events could stop the consumer with them.
-    """
-
-    def __init__(self, batch: Sorted, most: int | None) -> None:
-        self.letters: list[DeadLetter] = []
-        self._batch = batch
-        self._most = most
-        self._blamed: DeadLetter | None = None
-        self.conflicts = 0
-
-    def add(self, event: bytes, reason: str, detail: str, sqlstate: str | None = None) -> None:
-        """Put an event aside."""
-        attempts = self._batch.delivery.attempts
-        self.add_all([DeadLetter(event, reason, detail, attempts, sqlstate)])
-
-    def add_all(self, letters: Sequence[DeadLetter]) -> None:
-        """Put events aside."""
-        self.letters.extend(letters)
-        for letter in letters:
-            if letter.reason == _CONFLICT:
-                self.conflicts += 1
-            elif self._blamed is None:
-                self._blamed = letter
-        if self._most is None or self._blamed is None:
-            return
-        if len(self.letters) - self.conflicts > self._most:
-            why = f"{self._blamed.reason}: {self._blamed.detail}"
-            raise TooManyDead(f"too many events cannot be stored ({why})")
-
-    def outcome(self, stored: int) -> Outcome:
-        """Return what became of the batch."""
-        batch = self._batch
-        duplicates = len(batch.events) - stored - (len(self.letters) - len(batch.dead))
-        outcome = Outcome(stored, duplicates, len(self.letters), batch.expired)
-        outcome.conflicts = self.conflicts
-        return outcome
-
-
 def _is_confirmed() -> None:
     pass
 
@@ -317,7 +274,7 @@ async def _is_over(connection: asyncpg.Connection, lease_id: UUID) -> bool:
 
 
 async def _append_directly(
-    connection: asyncpg.Connection, batch: Sorted, dead: _Dead
+    connection: asyncpg.Connection, batch: Sorted, dead: Burials
 ) -> Sequence[bytes]:
     dead.add_all(batch.dead)
     # Rows of one session beside each other are taken by its index a fifth faster.
@@ -327,7 +284,7 @@ async def _append_directly(
 
 
 async def _append_staged(
-    connection: asyncpg.Connection, batch: Sorted, dead: _Dead
+    connection: asyncpg.Connection, batch: Sorted, dead: Burials
 ) -> Sequence[bytes]:
     if await _sql.lease_committed(connection, lease_id=batch.delivery.lease_id):
         raise _LeaseTaken
@@ -337,7 +294,7 @@ async def _append_staged(
 
 
 async def _insert(
-    connection: asyncpg.Connection, events: Sequence[bytes], dead: _Dead
+    connection: asyncpg.Connection, events: Sequence[bytes], dead: Burials
 ) -> list[bytes]:
     """Insert the new ones of `events`, halving them until the bad ones stand alone."""
     if not events:
@@ -357,7 +314,7 @@ async def _insert(
 
 
 async def _insert_staged(
-    connection: asyncpg.Connection, events: Sequence[bytes], dead: _Dead
+    connection: asyncpg.Connection, events: Sequence[bytes], dead: Burials
 ) -> list[bytes]:
     await _copy(connection, "staged_events", events)
     # Of equals it is the first that is inserted.
@@ -366,7 +323,7 @@ async def _insert_staged(
     if len(stored) < len(events):
         detail = "an event with this id and time is stored with other content"
         for place in [row["place"] async for row in _sql.conflicting_staged(connection)]:
-            dead.add(events[place], _CONFLICT, detail)
+            dead.add(events[place], CONFLICT, detail)
     await _sql.clear_staging(connection)
     return stored
 
@@ -398,7 +355,7 @@ async def _record(
 ) -> None:
     if dead:
         # In one order everywhere: two consumers that bury the same events do not block each other.
-        await _sql.bury(connection, sorted(map(_buried, dead), key=itemgetter("digest", "reason")))
+        await _sql.bury(connection, sorted(map(row_of, dead), key=itemgetter("digest", "reason")))
     lease_id, counts = batch.delivery.lease_id, outcome._asdict()
     if batch.place is not None:
         recorded = await _trials.advance_trial(
@@ -412,14 +369,6 @@ async def _record(
         recorded = await _sql.record_delivery(connection, lease_id=lease_id, epoch=epoch, **counts)
     if recorded is None:
         raise _LeaseTaken
-
-
-def _buried(letter: DeadLetter) -> dict[str, Any]:
-    if letter.reason == CRASH:
-        # These bytes have ended processes: nobody looks into them.
-        return {**letter._asdict(), "digest": sha256(letter.event).digest(), "event_type": None}
-    digest, event_type = letter_digest(letter.event), event_type_of(letter.event)
-    return {**letter._asdict(), "digest": digest, "event_type": event_type}
 
 
 @asynccontextmanager

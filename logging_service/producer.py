@@ -36,7 +36,7 @@ from logging_service.errors import (
     SchemaTooNew,
     SettingsError,
 )
-from logging_service.events import (
+from logging_service.event_rules import (
     MAX_PAYLOAD_BYTES,
     MAX_PAYLOAD_DEPTH,
     MAX_SESSION_ID,

@@ -10,8 +10,9 @@ from logging_service.audit_trail import forwarding_audit
 from logging_service.backends import open_books
 from logging_service.bookkeeper import Bookkeeper
 from logging_service.books import Books
-from logging_service.delivering import Consumer, Limits, Pause
+from logging_service.delivering import Consumer, Limits
 from logging_service.errors import BackendUnavailable, SchemaMismatch, SchemaTooNew
+from logging_service.pausing import Pause
 from logging_service.ports import EventQueue, EventStore
 from logging_service.retention_turns import removing_old
 from logging_service.settings import Settings

@@ -15,8 +15,8 @@ from relay import before
 from servers import run_service, run_to_end
 
 from logging_service import wire
-from logging_service.delivering import Pause
 from logging_service.errors import BackendUnavailable, SchemaMismatch
+from logging_service.pausing import Pause
 from logging_service.ports import EventQueue
 
 

@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from logging_service import wire
 from logging_service.errors import BodyRejected, EventRejected
+from logging_service.event_rules import (
+    check_payload,
+    is_suspicious,
+)
 from logging_service.event_ttls import EventTtls
 from logging_service.events import (
     EventEncoder,
     Origin,
     SentEvent,
     Uuid7Clock,
-    check_payload,
-    is_suspicious,
     uuid7_micros,
 )
 from logging_service.intake import read_one

@@ -23,11 +23,13 @@ from logging_service import wire
 from logging_service.backends import redactor_of
 from logging_service.delivering import sort_events
 from logging_service.embedded import Valkey
+from logging_service.event_rules import (
+    MAX_PAYLOAD_BYTES,
+    MAX_SESSION_ID,
+)
 from logging_service.event_ttls import EventTtls
 from logging_service.events import (
-    MAX_PAYLOAD_BYTES,
     MAX_REDACTION_MICROS,
-    MAX_SESSION_ID,
     EventEncoder,
 )
 from logging_service.intake import read_many, read_one
