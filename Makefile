@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PY := .venv/bin/python
+COMPILE = .venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-header --no-annotate
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,11 +49,10 @@ bench-redaction: install ## what redaction finds of a labelled corpus, and what 
 chaos: install ## the crash run: make chaos MINUTES=5 SEED=1 (both optional)
 	@$(PY) chaos/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
-lock: install ## write both requirements files anew from pyproject.toml
-	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --no-annotate --all-extras pyproject.toml -o requirements.txt
-	.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --no-annotate pyproject.toml -o logging_service/requirements.txt
+lock: install ## write the requirements files anew from pyproject.toml
+	$(COMPILE) --all-extras pyproject.toml -o requirements.txt
+	$(COMPILE) pyproject.toml -o logging_service/requirements.txt
+	$(COMPILE) --extra reviewer --extra anthropic pyproject.toml -o gateway/requirements.txt
 
 clean-data: install ## ask, stop what runs, remove DATA_DIR
 	@$(PY) -m logging_service.cli clean-data

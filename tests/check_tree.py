@@ -12,7 +12,11 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 450
-LOCKS = {"requirements.txt": ("embedded", "dev"), "logging_service/requirements.txt": ()}
+LOCKS = {
+    "requirements.txt": ("embedded", "reviewer", "anthropic", "dev"),
+    "logging_service/requirements.txt": (),
+    "gateway/requirements.txt": ("reviewer", "anthropic"),
+}
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*])?==([^ ;\\]+)", re.MULTILINE)
 _ADDRESS = re.compile(r"(?:https?|file)://|--(?:extra-)?index-url|--find-links")
 

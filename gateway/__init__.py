@@ -1,0 +1,1 @@
+"""The web side of the code reviewer: what outgrows `main.py`."""
