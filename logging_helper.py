@@ -34,15 +34,15 @@ import urllib3
 
 DEFAULT_URL = "http://localhost:8001/log"
 BATCH_EVENTS, BATCH_BYTES = 500, 512 * 1024  # some proxies refuse a body of more than 1 MiB
-LINGER_SECONDS = 0.05
 MAX_WAITING_EVENTS, MAX_WAITING_BYTES = 50_000, 32 * 1024 * 1024
 MAX_PAYLOAD_BYTES, MAX_SESSION_ID_CHARACTERS, MAX_WARNINGS = 256 * 1024, 200, 1000
-MAX_RETRY_SECONDS, MAX_RETRY_AFTER_SECONDS = 5.0, 300  # a header must not silence us for a day
+LINGER_SECONDS, MAX_RETRY_SECONDS, MAX_RETRY_AFTER_SECONDS = 0.05, 5.0, 300
 EXIT_SECONDS, TRIES_AT_EXIT = 3.0, 3  # no service there: the exit takes less than half a second
 
 SessionId = int | str | None
+_Payload = Mapping[str, object]
 _Event = tuple[str, str, bytes]  # event_id, event_type, the event's JSON without its id
-_session: ContextVar[SessionId] = ContextVar("logging_session", default=None)
+_session: ContextVar[dict[str, int | str]] = ContextVar("logging", default={})  # noqa: B039
 _logger = logging.getLogger(__name__)
 _is_event_type = re.compile(r"[A-Za-z0-9_.:-]{1,100}").fullmatch
 _TEMPORARY = {0, 408, 425, 429, *range(500, 600)}  # 0: no answer came
@@ -137,6 +137,11 @@ def flush(timeout_seconds: float = 5.0) -> bool:
     return _Sender.current.flush(timeout_seconds)
 
 
+def backlog() -> tuple[int, int]:
+    """Return how many events of this process wait, and how many were lost so far."""
+    return _Sender.current.pending, _Sender.current.lost
+
+
 def reset() -> None:
     """For tests: forget what waits, and read the settings again at the next call."""
     _Sender.current.close(timeout_seconds=0)
@@ -146,17 +151,18 @@ def reset() -> None:
 class session:  # noqa: N801 - a context manager that reads like those of contextlib
     """Give every call inside, by `with` or `async with`, one session_id: this one or a new UUID.
 
-    It holds across `await` and in tasks, in a `threading.Thread` started inside and in a job given
-    to a `ThreadPoolExecutor` inside. A call that passes its own `session_id` keeps that.
+    It holds across `await`, in tasks, in a `threading.Thread` started inside, and in a job given to
+    a `ThreadPoolExecutor` inside; a call's own `session_id` wins. A `request_id` holds likewise.
     """
 
-    def __init__(self, session_id: SessionId = None) -> None:
+    def __init__(self, session_id: SessionId = None, request_id: str | None = None) -> None:
         self._session_id = _Sender.current.new_id() if session_id is None else session_id
+        self._ids = {} if request_id is None else {"request_id": request_id}
 
     def __enter__(self) -> int | str:
         _carry_sessions_into_threads()
         self._outside = _session.get()
-        _session.set(self._session_id)
+        _session.set({**self._outside, **self._ids, "session_id": self._session_id})
         return self._session_id
 
     def __exit__(self, *_: object) -> None:
@@ -170,8 +176,8 @@ class session:  # noqa: N801 - a context manager that reads like those of contex
         self.__exit__()
 
 
-def _in_session(session_id: SessionId, job: Any, /, *args: Any, **more: Any) -> Any:
-    token = _session.set(session_id)
+def _in_session(ids: dict[str, int | str], job: Any, /, *args: Any, **more: Any) -> Any:
+    token = _session.set(ids)
     try:
         return job(*args, **more)
     finally:
@@ -181,44 +187,40 @@ def _in_session(session_id: SessionId, job: Any, /, *args: Any, **more: Any) -> 
 @functools.cache
 def _carry_sessions_into_threads() -> None:
     # A thread begins with an empty context (on 3.14 too, unless a flag is set) and only these two
-    # methods know who starts it: hence the wrappers, which pass through outside a session. They
-    # hand on our variable, not a copy of the context with, say, decimal's precision, and set it in
-    # the thread's own context: jobs with another one (asyncio.to_thread) do not see it.
+    # methods know who starts it. They hand on our variable alone, not decimal's precision, and set
+    # it in the thread's own context: jobs with another one (asyncio.to_thread) do not see it.
     start: Any = threading.Thread.start
     submit: Any = ThreadPoolExecutor.submit
 
     @functools.wraps(start)
     def start_in_session(thread: threading.Thread) -> None:
-        if (session_id := _session.get()) is not None:
-            vars(thread)["run"] = functools.partial(_in_session, session_id, thread.run)
+        if ids := _session.get():
+            vars(thread)["run"] = functools.partial(_in_session, ids, thread.run)
         start(thread)
 
     @functools.wraps(submit)
     def submit_in_session(pool: Any, job: Any, /, *args: Any, **more: Any) -> Any:
-        if (session_id := _session.get()) is None:
+        if not (ids := _session.get()):
             return submit(pool, job, *args, **more)
-        # The id goes with the job: a worker that starts here will run the jobs of others as well.
-        return _in_session(None, submit, pool, _in_session, session_id, job, *args, **more)
+        # The ids go with the job: a worker that starts here will run the jobs of others as well.
+        return _in_session({}, submit, pool, _in_session, ids, job, *args, **more)
 
     threading.Thread.start = start_in_session  # type: ignore[method-assign,assignment]
     ThreadPoolExecutor.submit = submit_in_session  # type: ignore[method-assign]
 
 
-def _log(
-    event_type: str, session_id: SessionId, payload: Mapping[str, object], more: dict[str, object]
-) -> str | None:
+def _log(event_type: str, session_id: SessionId, payload: _Payload, more: _Payload) -> str | None:
     try:
         if not _target()[0]:
             return None
-        event: dict[str, Any] = {"event_type": event_type, "payload": {**payload, **more}}
-        if (known := _session.get() if session_id is None else session_id) is not None:
-            event["session_id"] = known
+        ids = _session.get() if session_id is None else _session.get() | {"session_id": session_id}
+        event: dict[str, Any] = {"event_type": event_type, "payload": {**payload, **more}, **ids}
         # Encoded in the caller's thread, at a few microseconds: the caller may change what it
         # passed as soon as the call returns, and only encoded events have a size to be bounded.
         line = _encoded(event)
         if not _is_event_type(event_type):
             fault = "event_type is not 1 to 100 characters of A-Z a-z 0-9 _ . : -"
-        elif known is not None and len(str(known)) > MAX_SESSION_ID_CHARACTERS:
+        elif len(str(event.get("session_id", ""))) > MAX_SESSION_ID_CHARACTERS:
             fault = "session_id has more than 200 characters"
         elif len(line) > MAX_PAYLOAD_BYTES < len(_encoded(event["payload"])):
             fault = "payload has more than 256 KiB"
@@ -302,7 +304,7 @@ class _Sender:
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="logging_helper", daemon=True)
         self._waiting: deque[_Event] = deque()
-        self._waiting_bytes = self._unsettled = self._lost = self._last_id = 0
+        self._waiting_bytes = self.pending = self.lost = self._last_id = 0
         self._closing = False
         self._warned: set[str] = set()
 
@@ -335,26 +337,25 @@ class _Sender:
                 event_id = self.new_id()  # under the lock, so that ids are in the queue's order
                 self._waiting.append((event_id, event_type, rest))
                 self._waiting_bytes = size
-                self._unsettled += 1
+                self.pending += 1
                 if len(self._waiting) in (1, BATCH_EVENTS):
                     self._changed.notify_all()
                 return event_id
-            self._lost += 1
+            self.lost += 1
         self.warn_once("events are dropped: too many wait for the logging service", "full")
         return None
 
     def flush(self, timeout_seconds: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: not self._unsettled, timeout_seconds)
+            return self._changed.wait_for(lambda: not self.pending, timeout_seconds)
 
     def close(self, timeout_seconds: float) -> None:
         """Take no more events, send those that wait, and forget what is left then."""
         with self._changed:
             was_closed, self._closing = self._closing, True
             self._changed.notify_all()
-        if not was_closed and (not self.flush(timeout_seconds) or self._lost):
-            lost = self._lost + self._unsettled
-            _logger.warning("%d events did not reach the logging service", lost)
+        if not was_closed and (not self.flush(timeout_seconds) or self.lost):
+            _logger.warning("%d events did not reach the logging service", self.lost + self.pending)
         self._waiting = deque()
 
     def _run(self) -> None:
@@ -367,8 +368,8 @@ class _Sender:
                 lost = len(batch)
                 self.warn_once(f"a batch of events was dropped: {type(error).__name__}")
             with self._changed:
-                self._lost += lost
-                self._unsettled -= len(batch)
+                self.lost += lost
+                self.pending -= len(batch)
                 self._changed.notify_all()
 
     def _next_batch(self) -> list[_Event]:
@@ -376,8 +377,7 @@ class _Sender:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
             self._changed.wait_for(self._need_not_linger, LINGER_SECONDS)
-        batch: list[_Event] = []
-        size = 0
+        batch, size = list[_Event](), 0
         # Taken without the lock, for which callers would wait; no other thread takes.
         while (waiting := self._waiting) and len(batch) < BATCH_EVENTS and size < BATCH_BYTES:
             batch.append(waiting.popleft())
@@ -406,12 +406,12 @@ class _Sender:
             seconds = min(MAX_RETRY_SECONDS, 0.1 * 2 ** min(failures, 10))
             seconds *= random.uniform(0.5, 1)  # noqa: S311 - or all clients come at once
             if (told := answer.headers.get("Retry-After", "")).isdecimal():
-                seconds = min(max(int(told), 1), MAX_RETRY_AFTER_SECONDS)
+                seconds = min(max(int(told), 1), MAX_RETRY_AFTER_SECONDS)  # no day of silence
             with self._changed:
                 self._changed.wait_for(lambda was=self._closing: was != self._closing, seconds)  # type: ignore[misc]
         if "away" in self._warned:
             self._warned.remove("away")
-            _logger.warning("%s takes events again; %d were lost so far", self._url, self._lost)
+            _logger.warning("%s takes events again; %d were lost so far", self._url, self.lost)
         return self._lost_by(answer, batch)
 
     def _post(self, body: bytes) -> urllib3.BaseHTTPResponse:

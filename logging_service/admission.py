@@ -12,6 +12,9 @@ from logging_service.client_address import ClientAddresses
 from logging_service.rate_limit import RateLimiter
 
 # How the OpenAPI document says which scope a route needs.
+READ_KEY = APIKeyHeader(
+    name="X-API-Key", scheme_name="key", auto_error=False, description="scope `read`"
+)
 WRITE_KEY = APIKeyHeader(
     name="X-API-Key", scheme_name="write_key", auto_error=False, description="scope `write`"
 )

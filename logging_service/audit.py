@@ -15,6 +15,7 @@ PREFIX: Final = "audit."
 
 EVENTS_READ: Final = "audit.events_read"
 DEAD_LETTERS_READ: Final = "audit.dead_letters_read"
+REVIEWS_READ: Final = "audit.reviews_read"
 EXPORTED: Final = "audit.exported"
 REPLAYED: Final = "audit.replayed"
 DROPPED: Final = "audit.dead_letters_dropped"

@@ -31,13 +31,26 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _TAKEN_HEADERS = (
     "Authorization",
     "Content-Encoding",
+    "Idempotency-Key",
     "If-None-Match",
     "Last-Event-ID",
+    "Prefer",
     "Traceparent",
     "X-API-Key",
     "X-Request-ID",
+    "X-Session-ID",
 )
-_SHOWN_HEADERS = ("ETag", "Link", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-ID")
+_SHOWN_HEADERS = (
+    "ETag",
+    "Link",
+    "Location",
+    "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "X-Request-ID",
+    "X-Session-ID",
+)
 
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 _CDN = "https://cdn.jsdelivr.net"

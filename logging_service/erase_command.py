@@ -54,7 +54,8 @@ def erase_subject(
         return
     print(
         f"erased {erased.events} events, {erased.ledger_entries} entries of the ledger, "
-        f"{erased.reviews} reviews, {erased.dead_letters} dead letters"
+        f"{erased.reviews} reviews, {erased.dead_letters} dead letters, "
+        f"{erased.stored_reviews} reviews that the gateway kept"
     )
 
 

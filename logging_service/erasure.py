@@ -49,12 +49,16 @@ class Subject:
 
 
 class Erased(msgspec.Struct):
-    """What was erased: the contents of events, ids in the ledger and in facts, dead letters."""
+    """What was erased: the contents of events, ids in the ledger and in facts, dead letters.
+
+    `stored_reviews` are those that the gateway kept, which are gone as a whole.
+    """
 
     events: int = 0
     ledger_entries: int = 0
     reviews: int = 0
     dead_letters: int = 0
+    stored_reviews: int = 0
 
 
 class Found(NamedTuple):

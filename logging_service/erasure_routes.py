@@ -51,7 +51,13 @@ class ErasureDone(msgspec.Struct):
 
 _DONE_EXAMPLE = {
     "subject": "5d41402abc4b2a76",
-    "erased": {"events": 12, "ledger_entries": 3, "reviews": 1, "dead_letters": 0},
+    "erased": {
+        "events": 12,
+        "ledger_entries": 3,
+        "reviews": 1,
+        "dead_letters": 0,
+        "stored_reviews": 1,
+    },
 }
 TYPES = (ErasureDone, Erased)
 router = APIRouter(dependencies=[Security(_ERASE_KEY), Depends(admits("erase"))])

@@ -107,3 +107,15 @@ class RateLimited(LoggingServiceError):
     def __init__(self, message: str, headers: dict[str, str]) -> None:
         super().__init__(message)
         self.headers = headers
+
+
+class TooManyReviews(RateLimited):
+    """As many reviews wait as may; `headers` say when to send it again."""
+
+
+class Stopping(BackendUnavailable):
+    """The service ends and begins nothing new; send it again later."""
+
+
+class ReviewRuns(LoggingServiceError):
+    """The review that was asked for with this Idempotency-Key is not over yet."""

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings
@@ -45,6 +46,19 @@ def _networks(text: str) -> str:
     return text
 
 
+def check_http_url(url: str) -> str:
+    """Return `url`; raises ValueError unless it is http:// or https:// with a host and no login."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise ValueError("allowed is http://host… or https://host…, without a login")
+    if parts.port == 0:  # one that is no number raises ValueError too
+        raise ValueError("a port has to be a number from 1 to 65535")
+    return url
+
+
+HttpUrl = Annotated[str, Field(max_length=2000), AfterValidator(check_http_url)]
+
+
 class FaceSettings(BaseSettings):
     """What all HTTP faces have in common, and the certificate of each."""
 
@@ -68,6 +82,16 @@ class FaceSettings(BaseSettings):
         default="",
         max_length=_MOST_CHARACTERS,
         description="addresses and networks whose forwarding headers are believed",
+    )
+    logging_service_url: HttpUrl = Field(
+        default="http://localhost:8001/log", description="where clients send events"
+    )
+    query_service_url: HttpUrl = Field(
+        default="http://localhost:8002", description="where the gateway asks for a review's events"
+    )
+    gateway_url: HttpUrl | None = Field(
+        default=None,
+        description="where `review` finds the gateway; default: by GATEWAY_HOST and _PORT",
     )
     producer_tls_cert: Path | None = Field(default=None, description="PEM, with its chain")
     producer_tls_key: Path | None = Field(default=None, description="PEM")

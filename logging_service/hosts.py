@@ -6,6 +6,8 @@ from ipaddress import ip_address
 
 _NAME = re.compile(r"(?:\*\.)?[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?(?:\.[a-z0-9_-]+)*")
 _MOST_SEEN = 256
+_LOOPBACK = "127.0.0.1"
+_REACHED_AT = {"0.0.0.0": _LOOPBACK, "::": "::1", "localhost": _LOOPBACK}  # noqa: S104 - to ask there
 
 
 def is_loopback(host: str) -> bool:
@@ -16,6 +18,14 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def reached_at(bound_to: str) -> str:
+    """Return by which address this host reaches a server that is bound to `bound_to`.
+
+    `localhost` by its number: what else the name leads to is not asked.
+    """
+    return _REACHED_AT.get(bound_to.lower(), bound_to)
 
 
 def without_port(host: bytes) -> str:

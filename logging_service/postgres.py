@@ -10,7 +10,7 @@ from logging_service.errors import BackendUnavailable, SchemaMismatch, SchemaToo
 SQL_STATE_SCHEMA = "42"
 # SQLSTATE classes that are the event's own fault: data, integrity, limits.
 EVENT_CLASSES = frozenset({"22", "23", "54"})
-SCHEMA_REVISION = "0011"
+SCHEMA_REVISION = "0012"
 _CHECK_SECONDS = 1.0
 # A default that answers before the commit is on disk, or on the standby that is to have it, is
 # raised; the others are the operator's choice.

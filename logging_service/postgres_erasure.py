@@ -29,6 +29,7 @@ _DAY: Final = timedelta(days=1)
 _EVENTS_AT_ONCE: Final = 100
 _LETTERS_AT_ONCE: Final = 50
 _CALLS_AT_ONCE: Final = 1_000
+_REVIEWS_AT_ONCE: Final = 200
 # Folding takes a second at the most, and goes on every few seconds.
 _TRIES: Final = 600
 _PAUSE_SECONDS: Final = 0.1
@@ -73,6 +74,7 @@ class _Erasing:
         days = [row["day"] for row in await self._connection.fetch(_SQL["days"], *whom)]
         self._steps = 3 * len(days) + 1
         await self._drop_letters()
+        await self._drop_stored_reviews()
         sums = ErasedSums(self._connection, self._users, self._project)
         for day in days:
             await self._alone(lambda day=day: self._forget_sums(sums, day))  # type: ignore[misc]
@@ -175,6 +177,15 @@ class _Erasing:
             self._erased.dead_letters += len(ids)
             beyond = rows[-1]["id"]
 
+    async def _drop_stored_reviews(self) -> None:
+        asked = (self._users, self._project, list(self._subject.sessions), _REVIEWS_AT_ONCE)
+        dropped = _REVIEWS_AT_ONCE
+        while dropped == _REVIEWS_AT_ONCE:
+            # What the server says is "DELETE" with the number.
+            told = await self._connection.execute(_SQL["drop_stored_reviews"], *asked)
+            dropped = int(told.rpartition(" ")[2])
+            self._erased.stored_reviews += dropped
+
     async def _letters_of_subject(self, rows: Sequence[asyncpg.Record]) -> list[int]:
         subject = self._subject
         # Bytes that ended those who read them are not read.
@@ -208,6 +219,7 @@ class _Erasing:
             "ledger_entries": self._erased.ledger_entries,
             "reviews": self._erased.reviews,
             "dead_letters": self._erased.dead_letters,
+            "stored_reviews": self._erased.stored_reviews,
         }
         await note(self._connection, Note(ERASED, actor, told))
 

@@ -46,6 +46,7 @@ RIGHTS: Final[Mapping[str, str]] = MappingProxyType(
         "api_keys": _CHANGE,
         "api_key_uses": _ALL,
         "key_changes": "SELECT, UPDATE",
+        "reviews": _ALL,
     }
 )
 """What the services' role may do, by table; it has no right on any partition."""

@@ -16,7 +16,6 @@ from uuid import UUID
 import msgspec
 import structlog
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Security
-from fastapi.security import APIKeyHeader
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -27,7 +26,7 @@ from logging_service import (
     erasure_routes,
     key_routes,
 )
-from logging_service.admission import address_of, admits, note_read, principal_of
+from logging_service.admission import READ_KEY, address_of, admits, note_read, principal_of
 from logging_service.analytics import AnalyticsReader
 from logging_service.audit import EVENTS_READ
 from logging_service.audit_trail import noting_reads
@@ -41,6 +40,7 @@ from logging_service.backends import (
     open_seen_queue,
     redactor_of,
     refuse_newer_schema,
+    telling_pii_key,
 )
 from logging_service.balance import Balance
 from logging_service.client_address import ClientAddresses
@@ -142,10 +142,7 @@ _TYPES_EXAMPLE = {
 }
 
 
-_key_header = APIKeyHeader(
-    name="X-API-Key", scheme_name="key", auto_error=False, description="scope `read`"
-)
-router = APIRouter(dependencies=[Security(_key_header)])
+router = APIRouter(dependencies=[Security(READ_KEY)])
 _READING = [Depends(admits("read"))]
 
 
@@ -285,6 +282,7 @@ def create_app(
             _log.warning("reading_without_key", host=settings.query_service_host)
         async with AsyncExitStack() as stack:
             reader = await stack.enter_async_context(opened(settings))
+            await stack.enter_async_context(telling_pii_key(settings))
             state = {
                 "reader": reader,
                 "analytics": await stack.enter_async_context(analytics(settings)),
@@ -313,8 +311,8 @@ def create_app(
         before_scrape=balance_routes.measure_balance,
     )
     face.include_router(router)
-    face.include_router(balance_routes.router, dependencies=[Security(_key_header), *_READING])
-    face.include_router(analytics_routes.router, dependencies=[Security(_key_header), *_READING])
+    face.include_router(balance_routes.router, dependencies=[Security(READ_KEY), *_READING])
+    face.include_router(analytics_routes.router, dependencies=[Security(READ_KEY), *_READING])
     face.include_router(dead_letter_router)
     face.include_router(key_routes.router)
     face.include_router(erasure_routes.router)

@@ -3,8 +3,8 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
-from urllib.parse import parse_qsl, quote, urlsplit
+from typing import Annotated, Literal, Self, TypeVar, overload
+from urllib.parse import quote
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -17,6 +17,7 @@ from pydantic import (
 )
 from pydantic_settings import SettingsConfigDict
 
+from logging_service.database_address import bracketed, check_database_url, database_url
 from logging_service.errors import SettingsError
 from logging_service.event_ttls import EventTtls, longest_of, variable_part
 from logging_service.face_settings import FaceSettings
@@ -234,8 +235,7 @@ class Settings(FaceSettings):
     @field_validator("database_url", "database_owner_url")
     @classmethod
     def _database_scheme(cls, url: str | None) -> str | None:
-        _check_certificates(url or "")
-        return _with_scheme(url, "postgresql", "postgres")
+        return None if url is None else check_database_url(url)
 
     @field_validator("spool_path")
     @classmethod
@@ -309,7 +309,7 @@ class Settings(FaceSettings):
             return self.redis_url
         secret = self.redis_password.get_secret_value() if self.redis_password else ""
         login = f":{quote(secret, safe='')}@" if secret else ""
-        return f"redis://{login}{_bracketed(self.redis_host)}:{self.redis_port}/{self.redis_db}"
+        return f"redis://{login}{bracketed(self.redis_host)}:{self.redis_port}/{self.redis_db}"
 
     @property
     def store_url(self) -> str:
@@ -337,9 +337,8 @@ class Settings(FaceSettings):
         return not self.model_fields_set.isdisjoint({"database_url", "database_host"})
 
     def _url_as(self, user: str, secret: str) -> str:
-        login = quote(user, safe="") + (f":{quote(secret, safe='')}" if secret else "")
-        place = f"{_bracketed(self.database_host)}:{self.database_port}"
-        return f"postgresql://{login}@{place}/{quote(self.database_name, safe='')}"
+        place = self.database_host, self.database_port
+        return database_url(user, secret, *place, self.database_name)
 
     def kept_secret(self, name: str) -> str | None:
         """Return a secret that `up` generated into `DATA_DIR`, or None."""
@@ -369,35 +368,6 @@ class Settings(FaceSettings):
         return longest_of((self.rollup_ttl_days, self.event_ttls.longest))
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-
-
-def _check_certificates(database_url: str) -> None:
-    options = dict(parse_qsl(urlsplit(database_url).query))
-    if options.get("sslmode", "prefer") not in _SSL_MODES:
-        raise ValueError(f"sslmode has to be one of {', '.join(_SSL_MODES)}")
-    for name in ("sslrootcert", "sslcert", "sslkey"):
-        if name in options and not Path(options[name]).is_file():
-            raise ValueError(f"{name}: there is no such file")
-
-
-def _with_scheme(url: str | None, *schemes: str) -> str | None:
-    if url is None:
-        return url
-    parts = urlsplit(url)
-    try:
-        if parts.scheme in schemes and parts.hostname and parts.port != 0:
-            return url
-    except ValueError:
-        # What looks like a port may be the half of a password: it is not repeated.
-        raise ValueError("a port has to be a number from 1 to 65535") from None
-    raise ValueError("allowed is " + " or ".join(f"{scheme}://host…" for scheme in schemes))
-
-
 def _environment() -> dict[str, str]:
     kept = dotenv_values(project_root() / ".env", encoding="utf-8")
     merged = {**kept, **os.environ}
@@ -412,27 +382,35 @@ def _of_prefix(prefix: str, environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def load_settings() -> Settings:
+_Settings = TypeVar("_Settings", bound=Settings)
+
+
+@overload
+def load_settings() -> Settings: ...
+@overload
+def load_settings(kind: type[_Settings]) -> _Settings: ...
+def load_settings(kind: type[Settings] = Settings) -> Settings:
     """Read the environment and `.env`; the environment wins, an empty value counts as absent.
 
-    Raises SettingsError, one line that names the variable, its value and what is allowed.
+    `kind` may have more settings than all processes have. Raises SettingsError, one line that names
+    the variable, its value and what is allowed.
     """
     environment = _environment()
     try:
-        return Settings.model_validate(
+        return kind.model_validate(
             {
                 "rate_limits": _of_prefix("RATE_LIMIT_", environment),
                 "log_ttls_days": _of_prefix("LOG_TTL_DAYS_", environment),
             }
         )
     except ValidationError as error:
-        raise SettingsError(_one_line(error)) from None
+        raise SettingsError(_one_line(error, kind)) from None
 
 
 _SECRET = re.compile(r"(API_KEY|HASH_KEY|PASSWORD|PEPPER|URL)$")
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, kind: type[Settings]) -> str:
     fault = error.errors()[0]
     if not fault["loc"]:
         return fault["msg"].removeprefix("Value error, ")
@@ -441,6 +419,6 @@ def _one_line(error: ValidationError) -> str:
     hidden = _SECRET.search(name) and not name.startswith("QUERY_REQUIRE")
     value = "(not shown)" if hidden else repr(fault["input"])
     allowed = fault["msg"].removeprefix("Value error, ").replace("Input should be", "has to be")
-    field = Settings.model_fields.get(name.lower())
+    field = kind.model_fields.get(name.lower())
     meaning = f" ({field.description})" if field and field.description else ""
     return f"{name}={value} cannot be used: {allowed}{meaning}"

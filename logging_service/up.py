@@ -24,12 +24,12 @@ from logging_service import data_folder, embedded
 from logging_service.backends import open_queue
 from logging_service.embedded import Postgres, Valkey
 from logging_service.errors import BackendUnavailable, SettingsError
+from logging_service.hosts import reached_at
 from logging_service.settings import Settings
 from logging_service.supervision import Runs, Service, keep_running
 
 _STREAM = socket.SOCK_STREAM
 _LOOPBACK = "127.0.0.1"
-_ASKED_AT = {"0.0.0.0": _LOOPBACK, "::": "::1", "localhost": _LOOPBACK}  # noqa: S104 - to ask there
 _READY_SECONDS = 30.0
 _OWNER = "DATABASE_OWNER_URL"
 _PLAIN_SECRET = re.compile(r"[A-Za-z0-9_-]{16,}")
@@ -91,11 +91,11 @@ class _Address(NamedTuple):
     @property
     def asked_at(self) -> str:
         """Its URL by number: what else a name leads to is not asked."""
-        return self._url(_ASKED_AT.get(self.host, self.host))
+        return self._url(reached_at(self.host))
 
     @property
     def url(self) -> str:
-        host = _ASKED_AT.get(self.host, self.host)
+        host = reached_at(self.host)
         return self._url("localhost" if host == _LOOPBACK else host)
 
     def _url(self, host: str) -> str:
@@ -308,6 +308,10 @@ class _Up:
             "API_KEY": key,
             "SHUTDOWN_GRACE_SECONDS": str(grace),
         }
+        if self._named("logging_service_url") is None:
+            added["LOGGING_SERVICE_URL"] = f"{self._producer.url}/log"
+        if self._named("query_service_url") is None:
+            added["QUERY_SERVICE_URL"] = self._query.url
         if not self._database:
             added |= {"DATABASE_HOST": _LOOPBACK, "DATABASE_PASSWORD": password}
         if self._starts_redis:
@@ -329,8 +333,15 @@ class _Up:
         with suppress(OSError):
             Console().print(table)
             print(f"API key: {key}", flush=True)
+            if self._gateway.exists():
+                print(self._review_line(key), flush=True)
             if self._database != "DATABASE_URL":
                 print(self._psql_line(), flush=True)
+
+    def _review_line(self, key: str) -> str:
+        headers = ("-H", f"X-API-Key: {key}", "-H", "Content-Type: application/json")
+        body = '{"code": "def f(x): return eval(x)"}'
+        return shlex.join(["curl", *headers, "-d", body, f"{self._front.url}/reviews"])
 
     def _psql_line(self) -> str:
         settings = self._settings

@@ -33,7 +33,10 @@ from logging_service.errors import (
     NotHttp,
     QueueFull,
     RateLimited,
+    ReviewRuns,
     SchemaMismatch,
+    Stopping,
+    TooManyReviews,
     TooSlow,
     Unauthenticated,
 )
@@ -127,6 +130,18 @@ PROBLEMS = {
         "The queue is full",
         "Events come in faster than they are stored. Nothing was taken; send it again later.",
     ),
+    "too-many-reviews": (
+        "Too many reviews",
+        "As many run and wait as may. Nothing was taken; send it again after Retry-After.",
+    ),
+    "review-runs": (
+        "The review is not over yet",
+        "The same Idempotency-Key began it. GET /reviews/{id} tells when it has ended.",
+    ),
+    "stopping": (
+        "The service is being stopped",
+        "It begins nothing new. Send it again after Retry-After.",
+    ),
     "schema": (
         "The database's schema does not fit",
         "`logging-service migrate` brings it up to date; /health says which revision was found.",
@@ -154,10 +169,13 @@ STATUS: dict[type[Exception], tuple[int, str]] = {
     TooSlow: (408, "too-slow"),
     BackendUnavailable: (503, "unavailable"),
     QueueFull: (503, "queue-full"),
+    TooManyReviews: (429, "too-many-reviews"),
+    ReviewRuns: (409, "review-runs"),
+    Stopping: (503, "stopping"),
     SchemaMismatch: (503, "schema"),
     Exception: (500, "internal"),
 }
-_HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed"}
+_HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed", 409: "conflict"}
 _HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
     503: {"Retry-After": str(RETRY_AFTER_SECONDS)},
@@ -240,6 +258,7 @@ def create_face(
         """Return all metrics in Prometheus's text format."""
         if before_scrape is not None:
             await before_scrape(request)
+        metrics.measure_disk(settings.data_path)
         body, content_type = metrics.exposition(service)
         return Response(body, headers={"Content-Type": content_type})
 
@@ -258,6 +277,7 @@ def create_face(
     face.add_api_route("/problems/{slug}", describe_problem, response_class=PlainTextResponse)
     if settings.enable_metrics:
         face.add_api_route("/metrics", expose_metrics, response_class=PlainTextResponse)
+    metrics.switch(on=settings.enable_metrics)
     admit_browsers(face, settings)
     return face
 
@@ -345,9 +365,11 @@ async def body_as(request: Request, kind: type[_Model], most_bytes: int) -> _Mod
         ) from None
 
 
-def json_answer(answer: object, status: int = 200) -> Response:
+def json_answer(
+    answer: object, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return `answer` as JSON."""
-    return Response(msgspec.json.encode(answer), status, media_type="application/json")
+    return Response(msgspec.json.encode(answer), status, headers, "application/json")
 
 
 def release() -> str:
@@ -370,7 +392,8 @@ def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 class RequestContext:
     """The outermost layer: gives every answer what all have, counts it, logs our mistakes.
 
-    That is its X-Request-ID, and the headers for browsers that depend on the answer.
+    That is its X-Request-ID, which routes find in `request.state.request_id`, and the headers for
+    browsers that depend on the answer.
     """
 
     def __init__(self, app: ASGIApp, service: str, endpoints: Collection[tuple[str, str]]) -> None:
@@ -386,6 +409,7 @@ class RequestContext:
             return
         began = time.perf_counter()
         request_id = request_id_from(scope["headers"]) or uuid4().hex.encode()
+        scope.setdefault("state", {})["request_id"] = request_id.decode("ascii")
         status = 0
 
         async def send_on(message: Message) -> None:

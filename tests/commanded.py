@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 
 import pytest
 from servers import ROOT
@@ -59,7 +59,7 @@ class CommandHere:
             for name, value in self._environment.items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", ["logging-service", self._name, *arguments])
-            patch.setattr(sys, "stdin", StringIO(answer))
+            patch.setattr(sys, "stdin", TextIOWrapper(BytesIO(answer.encode()), "utf-8"))
             try:
                 cli.main()
             except SystemExit as error:

@@ -12,6 +12,7 @@ from projects import Project, a_project
 from redis.asyncio import Redis
 from servers import a_postgres, a_redis, unused_port
 
+from gateway.settings import GatewaySettings
 from logging_service.data_folder import create
 from logging_service.embedded import Postgres, Valkey
 from logging_service.schema import migrate
@@ -24,12 +25,13 @@ _TEMPLATE = "migrated"
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_environment_of_the_developer() -> Iterator[None]:
-    ours = {name.upper() for name in Settings.model_fields}
+    ours = {name.upper() for name in GatewaySettings.model_fields}
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.upper() in ours or name.startswith(("RATE_LIMIT_", "PG")):
                 patch.delenv(name)
-        patch.setitem(Settings.model_config, "env_file", None)
+        for kind in (Settings, GatewaySettings):
+            patch.setitem(kind.model_config, "env_file", None)
         yield
 
 

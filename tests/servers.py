@@ -67,7 +67,13 @@ _PORT_VARIABLES = {
     "producer": "PRODUCER_PORT",
     "query_service": "QUERY_SERVICE_PORT",
     "consumer": "METRICS_PORT",
+    "gateway": "GATEWAY_PORT",
 }
+
+
+def script_of(name: str) -> Path:
+    """Return the file of a service."""
+    return ROOT / "main.py" if name == "gateway" else ROOT / "logging_service" / f"{name}.py"
 
 
 @contextmanager
@@ -78,7 +84,7 @@ def run_service(
     wait_seconds: float = 30,
     cwd: Path | None = None,
 ) -> Iterator[RunningService]:
-    """Run `logging_service/<name>.py` with `environment` alone until it has answered.
+    """Run the file of a service with `environment` alone until it has answered.
 
     `/health` may say 503: that is for the test to judge. The service has to end by SIGTERM.
     """
@@ -89,8 +95,8 @@ def run_service(
         log_file = Path(folder) / f"{name}.log"
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, f"{name}.py", *arguments],
-                cwd=cwd or ROOT / "logging_service",
+                [sys.executable, script_of(name).name, *arguments],
+                cwd=cwd or script_of(name).parent,
                 env={"PATH": os.environ["PATH"], **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -129,9 +135,9 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 
 
 def run_to_end(name: str, environment: Mapping[str, str], *arguments: str) -> tuple[int, str]:
-    """Run `logging_service/<name>.py`, which ends by itself; return its code and output."""
+    """Run the file of a service, which ends by itself; return its code and output."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "logging_service" / f"{name}.py"), *arguments],
+        [sys.executable, str(script_of(name)), *arguments],
         env={"PATH": os.environ["PATH"], **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -13,7 +13,11 @@ import sys
 from pathlib import Path
 
 NAME = Path(sys.argv[0]).stem.upper()
-PORTS = {"PRODUCER": "PRODUCER_PORT", "QUERY_SERVICE": "QUERY_SERVICE_PORT"}
+PORTS = {
+    "PRODUCER": "PRODUCER_PORT",
+    "QUERY_SERVICE": "QUERY_SERVICE_PORT",
+    "MAIN": "GATEWAY_PORT",
+}
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

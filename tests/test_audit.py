@@ -33,6 +33,7 @@ from logging_service.delivering import sort_events
 from logging_service.errors import BackendUnavailable, EventRejected
 from logging_service.event_ttls import EventTtls
 from logging_service.events import EventEncoder, Origin, SentEvent, uuid7_micros
+from logging_service.pausing import Fault
 from logging_service.ports import Appended, DeadLetter, LetterFilter, Sorted
 from logging_service.postgres_audit import PostgresAuditOutbox, open_postgres_audit_outbox
 from logging_service.postgres_dead_letters import PostgresDeadLetters, open_postgres_dead_letters
@@ -192,7 +193,7 @@ class TestForwarding:
             raise LookupError
 
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(audit_trail._every_minute(turn, "audit_not_forwarded"), 0.02)
+            await asyncio.wait_for(audit_trail._every_minute(turn, Fault("a_turn")), 0.02)
         assert turns > 1
 
     async def test_two_do_not_forward_the_same(

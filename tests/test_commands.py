@@ -3,6 +3,7 @@
 They run against a `make up` of this test's own; only ports are moved, and `$KEY` is `test_key_123`.
 """
 
+import json
 import os
 import re
 import shutil
@@ -96,7 +97,7 @@ def pipeline() -> Iterator[Pipeline]:
 
 
 def test_make_up_prints_where_everything_is_and_the_key(pipeline: Pipeline) -> None:
-    for name in ("producer", "consumer", "query service"):
+    for name in ("producer", "consumer", "query service", "gateway"):
         assert name in pipeline.log.lower().replace("_", " ")
     assert "test_key_123" in pipeline.log
 
@@ -141,12 +142,47 @@ def test_an_event_posted_by_curl_is_found_by_curl_psql_and_in_no_queue(pipeline:
     assert pipeline.redis("LLEN log_queue") == ":0\r\n"
 
 
+def test_a_review_by_curl_is_useful_and_its_events_are_under_one_session(
+    pipeline: Pipeline,
+) -> None:
+    printed = next(line for line in pipeline.log.splitlines() if line.startswith("curl "))
+    written = (
+        "curl -H 'X-API-Key: test_key_123' -H 'Content-Type: application/json' "
+        """-d '{"code": "def f(x): return eval(x)"}' http://localhost:8000/reviews"""
+    )
+    first, second = (json.loads(pipeline.shell(line).stdout) for line in (written, printed))
+    assert (first["verdict"], second["verdict"], second["cached"]) == ("fail", "fail", True)
+    asked = f"http://localhost:8002/events?session_id={first['session_id']}"
+    until = time.monotonic() + 20
+    wanted = {
+        "review_started",
+        "syntax_analysis_started",
+        "syntax_analysis_completed",
+        "review_completed",
+    }
+    kinds: set[str] = set()
+    while kinds != wanted:
+        assert time.monotonic() < until, kinds
+        events = json.loads(pipeline.shell(f'curl -fsS "{asked}"').stdout)["events"]
+        kinds = {event["event_type"] for event in events}
+
+
 def test_redis_cli_counts_what_waits(pipeline: Pipeline) -> None:
     if shutil.which("redis-cli") is None:
         # The bundled server comes without its client: the same question by hand.
         assert pipeline.redis("LLEN log_queue").startswith(":")
         return
     assert pipeline.shell("redis-cli LLEN log_queue").stdout.strip().isdigit()
+
+
+def test_doctor_finds_nothing_that_does_not_work(pipeline: Pipeline) -> None:
+    done = pipeline.shell("logging-service doctor --json")
+    told = json.loads(done.stdout)
+    bad = [one for one in told["checks"] if one["status"] != "ok"]
+    # The client sends to the usual port, which is not that of this test.
+    assert {one["check"] for one in bad} <= {"client", "gateway"}, bad
+    assert done.returncode == 0
+    assert "test_key_123" not in done.stdout
 
 
 def test_ps_shows_the_consumer_by_its_file(pipeline: Pipeline) -> None:
@@ -160,19 +196,25 @@ def test_ps_shows_the_consumer_by_its_file(pipeline: Pipeline) -> None:
         ("python producer.py", "logging_service"),
         ("python consumer.py", "logging_service"),
         ("python query_service.py", "logging_service"),
+        ("python main.py", "."),
     ],
 )
 def test_a_service_runs_from_its_folder_without_being_installed(
     environment: dict[str, str], command: str, folder: str, tmp_path: Path
 ) -> None:
     # A copy elsewhere: the installed package's path would hide a wrong `sys.path`.
-    shutil.copytree(ROOT / "logging_service", tmp_path / "copy" / "logging_service")
-    (tmp_path / "copy" / "env.template").touch()
-    name = command.removeprefix("python ").removesuffix(".py")
-    with run_service(name, environment, cwd=tmp_path / "copy" / folder) as service:
+    copy = tmp_path / "copy"
+    for package in ("logging_service", "code_reviewer", "gateway"):
+        shutil.copytree(ROOT / package, copy / package)
+    for file in ("main.py", "storage.py", "logging_helper.py"):
+        shutil.copy(ROOT / file, copy / file)
+    (copy / "env.template").touch()
+    script = command.removeprefix("python ").removesuffix(".py")
+    name = "gateway" if script == "main" else script
+    with run_service(name, environment, cwd=copy / folder) as service:
         assert service.process.poll() is None
         cwd = Path(f"/proc/{service.pid}/cwd").readlink()
-        assert cwd == tmp_path / "copy" / folder
+        assert cwd == copy / folder
 
 
 @pytest.mark.parametrize(
@@ -184,6 +226,7 @@ def test_a_service_runs_from_its_folder_without_being_installed(
         ("logging-service producer --help", "--workers"),
         ("logging-service consumer --help", "queue"),
         ("logging-service query --help", "stored"),
+        ("logging-service gateway --help", "reviewed"),
         ("logging-service migrate --help", "schema"),
         ("logging-service clean-data --help", "--yes"),
         ("logging-service dead-letters --help", "replay"),

@@ -535,7 +535,8 @@ class TestCommand:
         await add(store, *the_events(days=1))
         done = await command.run("--user", ADA, "--yes")
         assert done.stdout == (
-            "erased 16 events, 4 entries of the ledger, 4 reviews, 0 dead letters\n"
+            "erased 16 events, 4 entries of the ledger, 4 reviews, 0 dead letters, "
+            "0 reviews that the gateway kept\n"
         )
         done = await command.run("--session", "shared", "--project", "tests", "--yes", "--json")
         assert json.loads(done.stdout)["events"] == 8
@@ -558,3 +559,50 @@ def test_a_subject_is_told_by_the_same_pseudonym_and_no_other(settings: Settings
         for text in ("a", "b", "a")
     }
     assert len(told) == 4
+
+
+REVIEWS = (
+    # Whose, in which session, of which project.
+    (ADA, "adas own", "tests"),
+    (None, "adas own", "tests"),
+    (ADA, "shared", "tests"),
+    (MALLORY, "shared", "tests"),
+    (None, "shared", "tests"),
+    (ADA, "adas own", "elsewhere"),
+)
+
+
+@pytest.mark.parametrize(
+    ("subject", "gone"),
+    [
+        (("user", ADA, None), {0, 1, 2, 5}),
+        (("user", ADA, "tests"), {0, 1, 2}),
+        (("session", "shared", None), {2, 3, 4}),
+        (("session", "adas own", "elsewhere"), {5}),
+        (("user", "nobody", None), set()),
+    ],
+)
+async def test_the_reviews_of_who_is_erased_go_as_a_whole(
+    store: PostgresStore,
+    services_url: str,
+    settings: Settings,
+    subject: tuple[Kind, str, str | None],
+    gone: set[int],
+) -> None:
+    await add(store, *the_events())
+    connection = await asyncpg.connect(services_url)
+    try:
+        await connection.executemany(
+            "INSERT INTO reviews (review_id, user_id, session_id, project, instance, status,"
+            " created_at, content_key, code_sha256, code_length, submission, from_cache)"
+            " VALUES (gen_random_uuid(), $1, $2, $3, gen_random_uuid(), 'running', now(), '', '',"
+            " 0, '{}', false)",
+            REVIEWS,
+        )
+        erased = await erase(services_url, settings, *subject)
+        left = await connection.fetch("SELECT user_id, session_id, project FROM reviews")
+    finally:
+        await connection.close()
+    expected = [review for number, review in enumerate(REVIEWS) if number not in gone]
+    assert sorted(map(str, map(tuple, left))) == sorted(map(str, expected))
+    assert erased.stored_reviews == len(gone)

@@ -32,7 +32,7 @@ from logging_service.server import FaceConfig
 from logging_service.settings import Settings
 from logging_service.web import PROBLEMS
 
-FACES = ("producer", "query_service", "consumer")
+FACES = ("producer", "query_service", "consumer", "gateway")
 KEY = {"X-API-Key": API_KEY}
 MARKS = ("mark-of-a-payload", "mark-of-a-session", "mark-of-a-trace")
 EVENT = {
@@ -67,13 +67,13 @@ async def variables(
 
 
 def ports() -> dict[str, str]:
-    names = ("PRODUCER_PORT", "QUERY_SERVICE_PORT", "METRICS_PORT")
+    names = ("PRODUCER_PORT", "QUERY_SERVICE_PORT", "METRICS_PORT", "GATEWAY_PORT")
     return {name: str(unused_port()) for name in names}
 
 
 @pytest.fixture(scope="module")
 def faces(variables: dict[str, str]) -> Iterator[Faces]:
-    """All three with nothing set, and an event that is stored."""
+    """All with nothing set, and an event that is stored."""
     with ExitStack() as stack:
         environment = {**variables, **ports()}
         running = {name: stack.enter_context(run_service(name, environment)) for name in FACES}
@@ -97,10 +97,10 @@ def certificate(
 
 @pytest.fixture(scope="module")
 def public(variables: dict[str, str], certificate: tuple[Path, Path]) -> Iterator[Faces]:
-    """All three over TLS and behind a proxy, for the name logs.example and the pages of APP."""
+    """All over TLS and behind a proxy, for the name logs.example and the pages of APP."""
     tls = {
         f"{face}_TLS_{kind}": str(file)
-        for face in ("PRODUCER", "QUERY_SERVICE", "METRICS")
+        for face in ("PRODUCER", "QUERY_SERVICE", "METRICS", "GATEWAY")
         for kind, file in zip(("CERT", "KEY"), certificate, strict=True)
     }
     more = {
@@ -264,6 +264,7 @@ class TestOtherOrigins:
             ("producer", "GET", "/log"),
             ("query_service", "GET", "/events"),
             ("query_service", "GET", "/nothing-there"),
+            ("gateway", "POST", "/reviews"),
         ],
     )
     def test_that_are_named_may_ask_and_read_the_answer(
@@ -282,6 +283,7 @@ class TestOtherOrigins:
             assert "origin" in words(answer, "Vary")
             assert "Access-Control-Allow-Credentials" not in answer.headers
             shown = {"x-request-id", "ratelimit", "ratelimit-policy", "retry-after", "etag", "link"}
+            shown |= {"location", "preference-applied", "x-session-id"}
             assert shown == words(answer, "Access-Control-Expose-Headers")
             assert_for_browsers(dict(answer.headers))
 
@@ -323,7 +325,7 @@ class TestBehindAProxy:
     def test_the_documents_know_the_path_before_ours(
         self, public: Faces, client: requests.Session
     ) -> None:
-        for face in ("producer", "query_service"):
+        for face in ("producer", "query_service", "gateway"):
             url = public[face].url
             document = client.get(f"{url}/openapi.json", timeout=30).json()
             assert document["servers"] == [{"url": "/logs"}]

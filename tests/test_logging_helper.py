@@ -7,26 +7,24 @@ import logging
 import math
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import pytest
+from log_peer import KEY, TAKEN, Answer, Peer, Request, recording_peer
 from servers import unused_port
 
 import logging_helper
 from logging_helper import (
+    backlog,
     flush,
     log_analysis_completed,
     log_analysis_started,
@@ -41,99 +39,12 @@ from logging_helper import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-KEY = "test_key_123"
-
-
-class Request(NamedTuple):
-    """One batch that arrived, whatever it was answered."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    events: list[dict[str, Any]]
-    at_seconds: float
-
-
-class Answer(NamedTuple):
-    status: int
-    headers: Mapping[str, str] = MappingProxyType({})
-    body: object = None
-
-
-TAKEN = Answer(202, body={"status": "queued"})
-
-
-class Peer:
-    """Records batches and answers them by `answer`, holding the answers back while it hangs."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.answered = 0
-        self.answer: Callable[[Request], Answer | None] = lambda _: TAKEN
-        self.answers = threading.Event()
-        self.answers.set()
-        self.arrived = threading.Event()
-        parts = {
-            "protocol_version": "HTTP/1.1",
-            "wbufsize": -1,  # an answer in one packet
-            "do_POST": lambda call: self._serve(call),  # noqa: PLW0108 - a function binds
-            "log_message": lambda *_: None,
-        }
-        handler = type("Handler", (BaseHTTPRequestHandler,), parts)
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/log"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def _serve(self, call: BaseHTTPRequestHandler) -> None:
-        body = call.rfile.read(int(call.headers["Content-Length"]))
-        request = Request(call.path, dict(call.headers), body, json.loads(body), time.monotonic())
-        self.requests.append(request)
-        self.arrived.set()
-        self.answers.wait(30)
-        answer = self.answer(request)
-        self.answered += 1
-        if answer is None:
-            call.connection.shutdown(socket.SHUT_RDWR)
-            return
-        text = json.dumps(answer.body).encode()
-        call.send_response(answer.status)
-        for name, value in answer.headers.items():
-            call.send_header(name, value)
-        call.send_header("Content-Length", str(len(text)))
-        call.end_headers()
-        call.wfile.write(text)
-
-    def close(self) -> None:
-        self.answers.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-    def script(self, *answers: Answer | None) -> None:
-        """Answer the next requests so, and take every one after."""
-        rest = list(answers)
-        self.answer = lambda _: rest.pop(0) if rest else TAKEN
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return [event for request in self.requests for event in request.events]
-
-    def event(self) -> dict[str, Any]:
-        """Send what waits; return the one event that came of it, without its id."""
-        assert flush()
-        (event,) = self.events
-        return {name: value for name, value in event.items() if name != "event_id"}
 
 
 @pytest.fixture
 def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
-    peer = Peer()
-    monkeypatch.setenv("LOGGING_ENABLED", "true")
-    monkeypatch.setenv("LOGGING_SERVICE_URL", peer.url)
-    monkeypatch.setenv("API_KEY", KEY)
-    reset()
-    yield peer
-    reset()
-    peer.close()
+    with recording_peer(monkeypatch) as peer:
+        yield peer
 
 
 @pytest.fixture
@@ -874,3 +785,39 @@ async def test_a_job_of_an_executor_has_the_session_it_was_given_in(peer: Peer) 
         await loop.run_in_executor(None, log_event, "inside")
     await loop.run_in_executor(None, log_event, "outside")
     assert sessions_of(peer) == {"inside": "s", "outside": None}
+
+
+def test_a_request_id_goes_with_the_session_also_into_threads_and_inner_sessions(
+    peer: Peer,
+) -> None:
+    with session("outer", "request-7"):
+        log_event("a")
+        thread = threading.Thread(target=log_event, args=("thread",))
+        thread.start()
+        thread.join()
+        with session("inner"):
+            log_event("inner")
+    with session("other"):
+        log_event("after")
+    assert flush()
+    assert {event["event_type"]: event.get("request_id") for event in peer.events} == {
+        "a": "request-7",
+        "thread": "request-7",
+        "inner": "request-7",
+        "after": None,
+    }
+
+
+def test_the_backlog_says_what_waits_and_what_was_lost(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging_helper, "MAX_WAITING_EVENTS", 3)
+    peer.answers.clear()
+    log_event("first")
+    assert peer.arrived.wait(15)
+    for _ in range(5):
+        log_event("more")
+    assert backlog() == (4, 2)
+    peer.answers.set()
+    assert flush()
+    assert backlog() == (0, 2)

@@ -18,13 +18,12 @@ _EXAMPLES = 10
 
 @pytest.fixture
 def services(environment: dict[str, str]) -> Iterator[list[RunningService]]:
-    """All three: what waits until the queue is empty needs a consumer."""
+    """All: what waits until the queue is empty needs a consumer."""
     often = {**environment, "RATE_LIMIT": "100000/minute"}
     with ExitStack() as stack:
         stack.enter_context(run_service("consumer", often))
-        yield [
-            stack.enter_context(run_service(name, often)) for name in ("producer", "query_service")
-        ]
+        names = ("producer", "query_service", "gateway")
+        yield [stack.enter_context(run_service(name, often)) for name in names]
 
 
 def test_no_request_is_answered_with_our_mistake(services: list[RunningService]) -> None:

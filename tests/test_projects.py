@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 from uuid import UUID
@@ -13,9 +14,11 @@ import requests
 from conftest import ADMIN_API_KEY, API_KEY, url_of
 from consuming import until
 from events_made import a_delivery, an_event
+from kept_reviews import gateway_settings, store_one
 from served import ask, served
 from servers import run_service, unused_port
 
+from code_reviewer.findings import Submission
 from logging_service.api_keys import EVERY_SCOPE, READ_WRITE, terms_of
 from logging_service.audit import COMMAND_LINE
 from logging_service.backends import open_keys, open_store
@@ -24,6 +27,7 @@ from logging_service.ports import DeadLetter, EventStore, Sorted
 from logging_service.query_service import create_app
 from logging_service.schema import migrate
 from logging_service.settings import Settings
+from storage import open_storage
 
 SINCE = datetime.now(UTC).replace(minute=7, second=13, microsecond=0) - timedelta(days=2)
 PERIOD = {
@@ -164,10 +168,27 @@ ANALYTICS = {
     "reviews": analytics("user_id", "source"),
 }
 EVENT = {"event_type": "review_started", "payload": {"n": 1}}
+
+
+def review_of(project: str) -> str:
+    return str(id_of(project, 2_000))
+
+
+def one_review(*queries: Mapping[str, str]) -> Route:
+    return Route(
+        "read",
+        tuple(
+            Probe(query, part=review_of(project), owner=project, to_others=404)
+            for project in (ALPHA, BETA)
+            for query in queries
+        ),
+    )
+
+
 OPEN, ADMIN = Route(""), "admin"
 NEW_KEY = {"name": "made here", "project": "ops", "scopes": ["admin"]}
 
-# Every route of the two services: one that is added needs an entry here.
+# Every route of the services: one that is added needs an entry here.
 ROUTES: dict[tuple[str, str, str], Route] = {
     ("producer", "GET", "/problems/{slug}"): Route("", (Probe(part="body"),)),
     ("producer", "GET", "/metrics"): OPEN,
@@ -206,17 +227,37 @@ ROUTES: dict[tuple[str, str, str], Route] = {
     ("query", "DELETE", "/keys/{key_id}"): Route(ADMIN, (Probe(part="revoke"),)),
     # What is accepted here is never stored, and an erasure waits for it: who may ask is told 422.
     ("query", "POST", "/erasures"): Route("erase", (Probe(good=422, body={}),)),
+    ("gateway", "GET", "/problems/{slug}"): Route("", (Probe(part="body"),)),
+    ("gateway", "GET", "/metrics"): OPEN,
+    ("gateway", "GET", "/health"): OPEN,
+    ("gateway", "POST", "/reviews"): Route(
+        "write", (Probe(body={"code": "x = 1\n"}), Probe(good=422, body={}))
+    ),
+    ("gateway", "GET", "/reviews"): Route(
+        "read",
+        (
+            Probe(),
+            Probe({"status": "completed", "limit": "1"}),
+            *filters("session_id= session", "user_id= user"),
+        ),
+    ),
+    ("gateway", "GET", "/reviews/{review_id}"): one_review(
+        {}, {"format": "sarif"}, {"format": "markdown"}
+    ),
+    ("gateway", "GET", "/reviews/{review_id}/events"): one_review({}),
 }
+SERVICES = ("producer", "query", "gateway")
 # What the OpenAPI documents leave out.
 UNLISTED: dict[tuple[str, str, str], Route] = {
-    **{(service, "GET", "/docs"): OPEN for service in ("producer", "query")},
-    **{(service, "GET", "/openapi.json"): OPEN for service in ("producer", "query")},
+    **{(service, "GET", "/docs"): OPEN for service in SERVICES},
+    **{(service, "GET", "/openapi.json"): OPEN for service in SERVICES},
+    **{("gateway", "GET", path): OPEN for path in ("/", "/form.js", "/form.css")},
     **{("query", "HEAD", f"/analytics/{subject}"): Route("read") for subject in ANALYTICS},
 }
 
 
 class Place:
-    """Both services, with keys of every kind and events of two projects."""
+    """The services, with keys of every kind, and events and reviews of two projects."""
 
     def __init__(self, urls: dict[str, str], keys: dict[str, str], victims: dict[str, str]) -> None:
         self.urls = urls
@@ -256,12 +297,18 @@ async def place(
         "DATA_DIR": str(tmp_path_factory.mktemp("kept apart")),
         "PRODUCER_PORT": str(unused_port()),
         "QUERY_SERVICE_PORT": str(unused_port()),
+        "GATEWAY_PORT": str(unused_port()),
+        # The gateway's own key: its events are of one project, whoever has code reviewed.
+        "API_KEY": "key_of_the_gateway",
         "QUERY_REQUIRE_API_KEY": "true",
         "AUTH_FAILURE_LIMIT": "100000/minute",
         "RATE_LIMIT": "100000/minute",
     }
+    environment["QUERY_SERVICE_URL"] = f"http://127.0.0.1:{environment['QUERY_SERVICE_PORT']}"
+    environment["LOGGING_SERVICE_URL"] = f"http://127.0.0.1:{environment['PRODUCER_PORT']}/log"
     settings = Settings.model_validate({name.lower(): value for name, value in environment.items()})
     await migrate(settings.store_url)
+    await store_reviews(settings.store_url, tmp_path_factory.mktemp("another gateway"))
     async with open_store(settings) as store:
         await add(store, events_of(ALPHA) + events_of(BETA)[::2])
         await store.fold()
@@ -272,12 +319,29 @@ async def place(
     with (
         run_service("producer", environment) as producer,
         run_service("query_service", environment) as query,
+        run_service("gateway", environment) as gateway,
     ):
-        place = Place({"producer": producer.url, "query": query.url}, keys, victims)
+        urls = {"producer": producer.url, "query": query.url, "gateway": gateway.url}
+        place = Place(urls, keys, victims)
         for url in place.urls.values():
             admin = place.headers_of("admin")
             await until(lambda: requests.get(f"{url}/health", headers=admin, timeout=9).ok)  # noqa: B023
         yield place
+
+
+async def store_reviews(url: str, folder: Path) -> None:
+    """Keep a review of each project, with its mark in all that a sender chooses."""
+    async with open_storage(gateway_settings(url, folder)) as storage:
+        for project in (ALPHA, BETA):
+            mark = mark_of(project)
+            code = Submission(code="x", filename=f"{mark}.py", user_id=f"{mark} user")
+            await store_one(
+                storage,
+                review_id=review_of(project),
+                session_id=f"{mark} session",
+                project=project,
+                submission=code,
+            )
 
 
 async def make_keys(settings: Settings) -> tuple[dict[str, str], dict[str, str]]:
@@ -311,7 +375,7 @@ async def _let_expire(url: str, key_id: str) -> None:
         await connection.close()
 
 
-@pytest.mark.parametrize("service", ["producer", "query"])
+@pytest.mark.parametrize("service", SERVICES)
 def test_every_route_has_an_entry_in_the_table(place: Place, service: str) -> None:
     document = requests.get(f"{place.urls[service]}/openapi.json", timeout=30).json()
     served_here = {
@@ -360,6 +424,7 @@ def test_every_route_answers_whom_it_may_and_shows_nothing_of_another_project(
         sent = unquote(answer.request.url or "")
         for project in {ALPHA, BETA} - {caller.project if caller.fate == "good" else ""}:
             marks = {mark_of(project), str(id_of(project, 1)), id_of(project, 0).hex[:20]}
+            marks.add(review_of(project))
             for mark in marks:
                 if mark not in sent:
                     assert mark not in told, asked

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import urllib.request
 
 import pytest
 from projects import SERVICES, Project, alive, line_of, soon
-from servers import health_of, unused_port
+from servers import ROOT, health_of, unused_port
 from tls_relay import Authority
 
 from logging_service.embedded import postgres_binaries
@@ -25,6 +26,21 @@ def test_up_starts_everything_and_says_where(project: Project) -> None:
         assert health_of(url) == 200
     assert "absent: there is no main.py" in up.log
     assert up.ends(signal.SIGINT) == 0
+
+
+def test_up_tells_the_gateway_where_the_others_are(project: Project) -> None:
+    shutil.copy(ROOT / "tests" / "stand_in.py", project.folder / "main.py")
+    port = str(unused_port())
+    up = project.start(GATEWAY_PORT=port, QUERY_SERVICE_URL="http://chosen.example").ready()
+    assert re.search(rf"gateway +http://localhost:{port} +ready", up.log)
+    assert soon(lambda: f"http://localhost:{port}/reviews" in up.log), "how to have code reviewed"
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/environment") as answer:
+        told = json.load(answer)
+    producer = f"http://localhost:{project.variables['PRODUCER_PORT']}/log"
+    assert told["LOGGING_SERVICE_URL"] == producer
+    assert told["QUERY_SERVICE_URL"] == "http://chosen.example"
+    assert up.ends(signal.SIGINT) == 0
+    assert project.left() == []
 
 
 def test_up_asks_and_shows_services_over_tls(project: Project) -> None:

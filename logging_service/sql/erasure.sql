@@ -147,6 +147,17 @@ SELECT id, event, reason FROM dead_letters WHERE id > $1 ORDER BY id LIMIT $2
 -- name: drop_letters
 DELETE FROM dead_letters WHERE id = ANY ($1)
 
+-- name: drop_stored_reviews
+-- $3 are the ids of the session, $4 how many at the most; with a session it does not matter whose they are.
+DELETE FROM reviews
+ WHERE review_id = ANY (ARRAY(
+     SELECT review_id FROM reviews
+      WHERE (user_id = ANY ($1) OR session_id = ANY ($3)
+             OR user_id IS NULL
+                AND (session_id, project) IN (SELECT session_id, source FROM subject_sessions))
+        AND ($2::text IS NULL OR project = $2)
+      LIMIT $4))
+
 -- name: sums_of_sessions
 -- The hours in whose sums the subject is.
 SELECT DISTINCT hour
