@@ -13,6 +13,7 @@ from logging_service.audit import (
     DEAD_LETTERS_READ,
     EVENTS_READ,
     EXPORTED,
+    REVIEWS_READ,
     Actor,
     AuditOutbox,
     KeptNote,
@@ -20,7 +21,7 @@ from logging_service.audit import (
     element_of,
 )
 from logging_service.backends import open_audit_outbox
-from logging_service.errors import LoggingServiceError
+from logging_service.pausing import Fault
 from logging_service.ports import EventQueue
 from logging_service.settings import Settings
 
@@ -32,7 +33,12 @@ _MOST_FORWARDED = 1_000
 _MOST_READERS = 200
 _OTHERS: Final = Actor("other", None)
 # What is counted of each kind.
-_COUNTED: Final = {EVENTS_READ: "events", DEAD_LETTERS_READ: "dead_letters", EXPORTED: "rows"}
+_COUNTED: Final = {
+    EVENTS_READ: "events",
+    DEAD_LETTERS_READ: "dead_letters",
+    REVIEWS_READ: "reviews",
+    EXPORTED: "rows",
+}
 
 
 class _Read(NamedTuple):
@@ -134,7 +140,7 @@ async def forwarding_audit(settings: Settings, queue: EventQueue) -> AsyncIterat
         async def turn() -> None:
             await forward(outbox, queue)
 
-        forwarding = asyncio.create_task(_every_minute(turn, "audit_not_forwarded"))
+        forwarding = asyncio.create_task(_every_minute(turn, Fault("audit_not_forwarded")))
         try:
             yield
         finally:
@@ -148,12 +154,13 @@ async def noting_reads(settings: Settings) -> AsyncIterator[Reads]:
     """Yield what counts reads, and writes them down once a minute and at the end."""
     async with open_audit_outbox(settings) as outbox:
         reads = Reads(outbox)
-        writing = asyncio.create_task(_every_minute(reads.write, "reads_not_noted"))
+        fault = Fault("reads_not_noted")
+        writing = asyncio.create_task(_every_minute(reads.write, fault))
 
         async def end() -> None:
             writing.cancel()
             await asyncio.wait({writing})
-            await _try(reads.write, "reads_not_noted")
+            await _try(reads.write, fault)
 
         try:
             yield reads
@@ -163,16 +170,15 @@ async def noting_reads(settings: Settings) -> AsyncIterator[Reads]:
             ending.cancel()
 
 
-async def _every_minute(turn: Callable[[], Awaitable[None]], failed: str) -> None:
+async def _every_minute(turn: Callable[[], Awaitable[None]], fault: Fault) -> None:
     while True:
         await asyncio.sleep(_TURN_SECONDS)
-        await _try(turn, failed)
+        await _try(turn, fault)
 
 
-async def _try(turn: Callable[[], Awaitable[None]], failed: str) -> None:
+async def _try(turn: Callable[[], Awaitable[None]], fault: Fault) -> None:
     try:
-        await turn()
-    except LoggingServiceError as error:
-        _log.warning(failed, reason=str(error))
+        with fault.told():
+            await turn()
     except Exception:  # noqa: BLE001 - whatever it was: the next turn has another try
-        _log.exception(failed)
+        _log.exception("audit_turn_failed")

@@ -1,6 +1,7 @@
 """The only place that turns settings into adapters."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
@@ -14,7 +15,7 @@ from logging_service.errors import LoggingServiceError, SchemaTooNew, SettingsEr
 from logging_service.failover_queue import FailoverQueue, open_failover_queue
 from logging_service.fallback_spools import FallbackSpools
 from logging_service.hidden_queue import HiddenQueue
-from logging_service.pepper import kept_pepper, kept_pii_key, pepper_of
+from logging_service.pepper import kept_pepper, kept_pii_key, pepper_of, pii_fingerprint_of
 from logging_service.permits import SharedPermits
 from logging_service.ports import DeadLetters, EventQueue, EventReader, EventStore
 from logging_service.postgres_analytics import open_postgres_analytics
@@ -33,6 +34,7 @@ from logging_service.pricing import Prices
 from logging_service.rebuilding import RollUps
 from logging_service.redaction import Redactor, Rules
 from logging_service.redaction_file import read_redaction_file, rules_for
+from logging_service.redis_fingerprints import Fingerprints, HostFingerprint, open_fingerprints
 from logging_service.redis_permits import open_redis_permits
 from logging_service.redis_queue import RedisQueue, open_redis_queue
 from logging_service.repricing import CallLedger
@@ -110,6 +112,31 @@ def open_permits(
         service=service,
         timeout_ms=settings.redis_timeout_ms,
     )
+
+
+def open_pii_fingerprints(
+    settings: Settings,
+) -> AbstractAsyncContextManager[Fingerprints | None]:
+    """Return which key each host replaces with, to be entered; None without Redis: one host."""
+    if not settings.use_redis_queue:
+        return nullcontext()
+    return open_fingerprints(settings.queue_url, name=settings.redis_queue_name)
+
+
+@asynccontextmanager
+async def telling_pii_key(settings: Settings) -> AsyncIterator[None]:
+    """Let other hosts know which key this one replaces personal data with, by its fingerprint."""
+    fingerprint = pii_fingerprint_of(settings)
+    async with open_pii_fingerprints(settings) as fingerprints:
+        if fingerprints is None or fingerprint is None:
+            yield
+            return
+        noted = HostFingerprint(socket.gethostname(), fingerprint)
+        noting = asyncio.create_task(fingerprints.keep_noting(noted))
+        try:
+            yield
+        finally:
+            noting.cancel()
 
 
 def _open_local_queue(settings: Settings) -> AbstractAsyncContextManager[EventQueue]:

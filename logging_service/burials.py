@@ -1,14 +1,19 @@
 """What a batch puts aside on its way into the store: events that can never be stored."""
 
+import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
+from logging_service import wire
 from logging_service.dead_letters import CRASH, event_type_of, letter_digest
 from logging_service.errors import TooManyDead
-from logging_service.ports import DeadLetter, Outcome, Sorted
+from logging_service.ports import DeadLetter, NamedLetter, Outcome, Sorted
 
 CONFLICT = "conflict"
+# So many are named in the log, the rest are counted.
+MOST_NAMED = 5
 
 
 class Burials:
@@ -49,7 +54,17 @@ class Burials:
         duplicates = len(batch.events) - stored - (len(self.letters) - len(batch.dead))
         outcome = Outcome(stored, duplicates, len(self.letters), batch.expired)
         outcome.conflicts = self.conflicts
+        outcome.named = [_named(letter) for letter in self.letters[:MOST_NAMED]]
         return outcome
+
+
+def _named(letter: DeadLetter) -> NamedLetter:
+    # Bytes that have ended processes are not looked into.
+    if letter.reason != CRASH:
+        with suppress(ValueError, struct.error):
+            event = wire.decode(letter.event)
+            return NamedLetter(letter.reason, event.event_id, event.request_id)
+    return NamedLetter(letter.reason, None, None)
 
 
 def row_of(letter: DeadLetter) -> dict[str, Any]:

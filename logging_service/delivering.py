@@ -13,6 +13,7 @@ import structlog
 
 from logging_service import metrics, wire
 from logging_service.books import Books
+from logging_service.burials import MOST_NAMED
 from logging_service.errors import (
     BackendUnavailable,
     DeliveryTooWide,
@@ -20,12 +21,13 @@ from logging_service.errors import (
     SchemaMismatch,
     TooManyDead,
 )
-from logging_service.pausing import LONGEST_PAUSE_SECONDS, Pause
+from logging_service.pausing import LONGEST_PAUSE_SECONDS, Fault, Pause
 from logging_service.ports import (
     DeadLetter,
     Delivery,
     EventQueue,
     EventStore,
+    NamedLetter,
     Outcome,
     Sorted,
 )
@@ -78,12 +80,12 @@ def sort_events(delivery: Delivery, ttl_seconds: int, now: int) -> Sorted:
 
 
 @contextmanager
-def _lease_may_run_out() -> Iterator[None]:
+def _lease_may_run_out(delivery: Delivery) -> Iterator[None]:
     """Let a lease that cannot be closed run out; the store knows one that it has committed."""
     try:
         yield
     except BackendUnavailable as error:
-        _log.warning("lease_not_closed", reason=str(error))
+        _log.warning("lease_not_closed", lease_id=str(delivery.lease_id), reason=str(error))
 
 
 class Limits(NamedTuple):
@@ -138,6 +140,35 @@ class _Turn:
         if not self.is_lost:
             await queue.extend(self.delivery)
             self._renewed_at = began
+
+
+class _NotStored:
+    """What of a delivery was not stored, for one line that names some of it."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._lease_id = str(delivery.lease_id)
+        self._dead = self._expired = 0
+        self._named: list[NamedLetter] = []
+
+    def add(self, outcome: Outcome) -> Self:
+        """Add what became of some of its events."""
+        self._dead += outcome.dead_lettered
+        self._expired += outcome.expired
+        self._named += outcome.named[: MOST_NAMED - len(self._named)]
+        return self
+
+    def tell(self) -> None:
+        """Log it, if there is any."""
+        if self._dead or self._expired:
+            _log.warning(
+                "events_not_stored",
+                lease_id=self._lease_id,
+                dead_lettered=self._dead,
+                expired=self._expired,
+                reasons=sorted({one.reason for one in self._named}),
+                event_ids=[str(one.event_id) for one in self._named if one.event_id],
+                request_ids=[one.request_id for one in self._named if one.request_id],
+            )
 
 
 class Consumer:
@@ -230,7 +261,7 @@ class Consumer:
             await self._give_back(turn, _GIVEN_BACK_SECONDS)
             raise
         else:
-            with _lease_may_run_out():
+            with _lease_may_run_out(delivery):
                 await self._queue.done(delivery)
                 self._done.append((time.monotonic(), delivery.lease_id))
         finally:
@@ -241,7 +272,7 @@ class Consumer:
     async def _give_back(self, turn: _Turn, delay_seconds: float = 0) -> None:
         # What is lost is under work elsewhere, or free already.
         if not turn.is_lost:
-            with _lease_may_run_out():
+            with _lease_may_run_out(turn.delivery):
                 await self._queue.give_back(turn.delivery, delay_seconds)
         if turn.delivery.attempts > 1:
             # Not to hold up a stop: one death too many is no proof, six are.
@@ -261,7 +292,8 @@ class Consumer:
             try:
                 await self._store_at_once(turn)
             except DeliveryTooWide as error:
-                _log.warning("delivery_too_wide", reason=str(error))
+                lease_id = str(turn.delivery.lease_id)
+                _log.warning("delivery_too_wide", lease_id=lease_id, reason=str(error))
             else:
                 return
         if self._is_trying:
@@ -286,7 +318,9 @@ class Consumer:
             with metrics.CONSUMER_BATCH.time():
                 return await self._store.append(asked, self._recent.most_dead(number), turn.confirm)
 
-        self._count(batch, await self._persist(turn, store))
+        outcome = await self._persist(turn, store)
+        self._count(batch, outcome)
+        _NotStored(turn.delivery).add(outcome).tell()
 
     async def _store_one_by_one(self, turn: _Turn) -> None:
         delivery = turn.delivery
@@ -296,12 +330,17 @@ class Consumer:
             self._turn_ended.clear()
             await self._turn_ended.wait()
         trials = Trials(self._store, delivery, self._decode, turn.confirm)
-        while settled := await self._persist(
-            turn, lambda: trials.settle_next(self._recent.most_dead(1))
-        ):
-            self._count(*settled)
-            if self._stopping.is_set():
-                raise _NotHere
+        not_stored = _NotStored(delivery)
+        try:
+            while settled := await self._persist(
+                turn, lambda: trials.settle_next(self._recent.most_dead(1))
+            ):
+                self._count(*settled)
+                not_stored.add(settled[1])
+                if self._stopping.is_set():
+                    raise _NotHere
+        finally:
+            not_stored.tell()
 
     def _decode(self, delivery: Delivery) -> Sorted:
         return sort_events(delivery, self._limits.ttl_seconds, wire.now_micros())
@@ -345,10 +384,9 @@ class Consumer:
         metrics.EVENTS_EXPIRED.inc(appended.expired)
         for model, queries in appended.queries.items():
             metrics.count_queries(model, queries.ok, queries.failed, queries.nanos)
+        metrics.LAST_STORED.set_to_current_time()
         now = wire.now_micros()
         metrics.EVENT_DELAY.observe_many([(now - moment) / 1e6 for moment in batch.received])
-        if appended.dead_lettered or appended.expired:
-            _log.warning("events_not_stored", **appended._asdict())
 
     async def _wait_for_stop(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -356,42 +394,35 @@ class Consumer:
                 await self._stopping.wait()
 
     async def _extend_leases(self) -> None:
+        fault = Fault("lease_not_extended")
         while True:
             await asyncio.sleep(_EXTEND_SECONDS)
             for turn in list(self._under_work):
-                try:
+                with fault.told():
                     await turn.renew(self._queue)
-                except BackendUnavailable as error:
-                    _log.warning("lease_not_extended", reason=str(error))
 
     async def _prepare_days(self) -> None:
+        fault = Fault("partitions_not_made")
         while True:
-            try:
+            with fault.told():
                 await self._store.prepare()
-            except LoggingServiceError as error:
-                _log.warning("partitions_not_made", reason=str(error))
-                await asyncio.sleep(LONGEST_PAUSE_SECONDS)
-            else:
-                await asyncio.sleep(_PREPARE_SECONDS)
+            await asyncio.sleep(LONGEST_PAUSE_SECONDS if fault.holds else _PREPARE_SECONDS)
 
     async def _fold(self) -> None:
+        fault = Fault("roll_ups_not_folded")
         while True:
             await asyncio.sleep(_FOLD_SECONDS)
-            try:
+            with fault.told():
                 await self._store.fold()
-            except LoggingServiceError as error:
-                _log.warning("roll_ups_not_folded", reason=str(error))
 
     async def _settle_leases(self) -> None:
+        fault = Fault("leases_not_settled")
         while True:
             await asyncio.sleep(_SETTLE_SECONDS)
             oldest = time.monotonic() - _SETTLED_AFTER_SECONDS
             due = [lease_id for done_at, lease_id in self._done if done_at <= oldest]
-            try:
+            with fault.told():
                 if due:
                     await self._books.settle(due)
-            except LoggingServiceError as error:
-                _log.warning("leases_not_settled", reason=str(error))
-                continue
-            while self._done and self._done[0][0] <= oldest:
-                self._done.popleft()
+                while self._done and self._done[0][0] <= oldest:
+                    self._done.popleft()

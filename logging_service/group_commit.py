@@ -1,12 +1,15 @@
 """One queue write for all the requests of a turn of the loop."""
 
 import asyncio
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import structlog
 
+from logging_service import wire
 from logging_service.errors import BackendUnavailable
 from logging_service.ports import Ack, EventQueue
 
@@ -18,6 +21,14 @@ _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _MAX_WRITE_BYTES = 8 * 1024 * 1024
 # While the server waits for its disk with one write, it can take in the next.
 _MAX_WRITES = 4
+_MOST_NAMED = 5
+
+
+def _some_ids(events: Sequence[bytes]) -> list[str]:
+    found: list[str] = []
+    with suppress(ValueError, struct.error):
+        found += (str(wire.decode(event).event_id) for event in events[:_MOST_NAMED])
+    return found
 
 
 class _Waiting(NamedTuple):
@@ -83,7 +94,8 @@ class GroupCommit:
         except BackendUnavailable as error:
             outcome = error
         except Exception as error:  # noqa: BLE001 - the callers have to be told all the same
-            _log.exception("queue_write_failed")
+            events = [event for one in group for event in one.events]
+            _log.exception("queue_write_failed", events=len(events), event_ids=_some_ids(events))
             outcome = BackendUnavailable(f"the queue: {type(error).__name__}")
         self._waiting_bytes -= sum(one.size for one in group)
         self._say(outcome)

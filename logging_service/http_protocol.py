@@ -163,7 +163,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand the request to uvicorn."""
-        if not self.header_is_good():
+        if not self.header_is_good(self.parser.get_http_version()):
             return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -173,21 +173,22 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.is_ending or self.parser.should_upgrade():
             self.cycle.keep_alive = False
 
-    def header_is_good(self) -> bool:
+    def header_is_good(self, http_version: str) -> bool:
         """Whether the complete header is within bounds, for us, and clear; refuse it if not."""
         if self.phase is _Phase.LINGER:
             return False
         # A header that came in one small chunk fits; any other is measured.
         is_small = self._chunk <= MAX_HEADER_BYTES and not self._header_fed
         self.fields = dict(self.headers)
-        host = host_in_target(self.url) or self._host
+        # A target that begins so names no host.
+        host = self._host if self.url[:1] == b"/" else host_in_target(self.url) or self._host
         if not is_small and self._header_bytes() > MAX_HEADER_BYTES:
             self.refuse(HeaderTooLarge())
             return False
         if host is not None and not self.config.allowed_hosts.admit(host):
             self.refuse(Misdirected())
             return False
-        if are_ambiguous(self.headers, self.fields, self.parser.get_http_version()):
+        if are_ambiguous(self.headers, self.fields, http_version):
             self.refuse(NotHttp("The header can be taken in more than one way."))
             return False
         self.phase = _Phase.BODY
@@ -315,8 +316,7 @@ class LimitedProtocol(HttpToolsProtocol):
             answer.body,
         )
         self.transport.write(b"".join(parts))
-        seconds = time.monotonic() - began
-        method = "other" if endpoint == "other" else "POST"
+        method, seconds = "other" if endpoint == "other" else "POST", time.monotonic() - began
         metrics.observe_request(self.service, endpoint, method, answer.status, seconds)
 
     def sweep(self, now: float) -> None:
@@ -356,10 +356,11 @@ class WriteProtocol(LimitedProtocol):
         """Begin a write request, or hand any other to uvicorn."""
         path, _, query = self.url.partition(b"?")
         endpoint = _ENDPOINTS.get(path)
-        if endpoint is None or not self._is_plain():
+        http_version = self.parser.get_http_version()
+        if endpoint is None or http_version != "1.1" or not self._is_plain():
             super().on_headers_complete()
             return
-        if not self.header_is_good():
+        if not self.header_is_good(http_version):
             return
         headers = self.fields
         keep_alive = self.parser.should_keep_alive() and not self.is_ending
@@ -380,7 +381,6 @@ class WriteProtocol(LimitedProtocol):
     def _is_plain(self) -> bool:
         return (
             self.parser.get_method() == b"POST"
-            and self.parser.get_http_version() == "1.1"
             and not self.parser.should_upgrade()
             and not self.expect_100_continue
             and self.is_free()

@@ -1,10 +1,14 @@
 """Every metric of the services, in one place, with what a rise of it means."""
 
+import os
 from bisect import bisect_right
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from itertools import accumulate
+from math import nan
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -17,9 +21,20 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+from logging_service.shared_metrics import (
+    SharedCounter,
+    SharedGauge,
+    SharedHistogram,
+    SharedMemory,
+    Tallies,
+)
+
+MAX_EVENT_TYPES = 100
+MAX_MODELS = 100
 
 # A series more for each of ours, which no query here asks for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -29,41 +44,93 @@ COMMON = CollectorRegistry()
 PRODUCER = CollectorRegistry()
 CONSUMER = CollectorRegistry()
 QUERY_SERVICE = CollectorRegistry()
+GATEWAY = CollectorRegistry()
 _BY_SERVICE = {
     "producer": [COMMON, PRODUCER],
     "consumer": [COMMON, CONSUMER],
     "query_service": [COMMON, QUERY_SERVICE],
+    "gateway": [COMMON, GATEWAY],
 }
-ProcessCollector(registry=COMMON)
+# What several workers count together.
+TALLIES = Tallies()
+
+
+class _EachProcess(Collector):
+    """CPU, memory and files of every worker that runs, by its place: they do not add up."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield them, as the registry asks for them."""
+        families: dict[str, Metric] = {}
+        for place, pid in TALLIES.processes().items():
+            for one in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                new = Metric(one.name, one.documentation, one.type)
+                family = families.setdefault(one.name, new)
+                for sample in one.samples:
+                    family.add_sample(sample.name, {"worker": str(place + 1)}, sample.value)
+        yield from families.values()
+
+
+_PROCESS = ProcessCollector(registry=COMMON)
 PlatformCollector(registry=COMMON)
 
+# Less: the spool, the gateway's buffer or a bundled server fill the disk.
+DISK_FREE = Gauge(
+    "data_folder_free_bytes", "What can still be written where DATA_DIR is.", registry=COMMON
+)
+DISK_SIZE = Gauge("data_folder_size_bytes", "How large the disk of DATA_DIR is.", registry=COMMON)
+
 # More requests of one endpoint and status: more traffic, or more of that trouble.
-API_REQUESTS = Counter(
+API_REQUESTS = SharedCounter(
     "api_requests_total",
     "Requests answered.",
     ["service", "endpoint", "method", "status_code"],
+    tallies=TALLIES,
     registry=COMMON,
 )
 # A slower answer: a slow queue for the producer, a slow database for the query service.
-REQUEST_DURATION = Histogram(
+REQUEST_DURATION = SharedHistogram(
     "request_duration_seconds",
     "Seconds from a request's first byte to its answer's last.",
     ["service", "endpoint"],
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    tallies=TALLIES,
     registry=COMMON,
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 # More events taken in, by type; the types past the bound are counted as `other`.
-LOG_EVENTS = Counter(
-    "log_events_total", "Events that the producer acknowledged.", ["event_type"], registry=PRODUCER
+LOG_EVENTS = SharedCounter(
+    "log_events_total",
+    "Events that the producer acknowledged.",
+    ["event_type"],
+    tallies=TALLIES,
+    registry=PRODUCER,
+    most=MAX_EVENT_TYPES,
 )
 # Events come in faster than the consumers store them.
 QUEUE_SIZE = Gauge("queue_size", "Events that wait in the queue.", registry=PRODUCER)
-# Redis is away or too slow: events are held on this host's disk.
-EVENTS_SPOOLED = Counter(
-    "events_spooled_total", "Events that the spool took in place of Redis.", registry=PRODUCER
+# Consumers have taken them and not stored them yet: they are slow, or one has died.
+QUEUE_IN_FLIGHT = Gauge(
+    "queue_in_flight", "Events that a consumer has taken and not yet stored.", registry=PRODUCER
 )
-SPOOL_ACTIVE = Gauge(
-    "spool_active", "1 while events go to the spool because Redis is away.", registry=PRODUCER
+# Events are stored later than they come, or not at all.
+OLDEST_EVENT_AGE = Gauge(
+    "oldest_event_age_seconds",
+    "How long the event has waited that waits longest.",
+    registry=PRODUCER,
+)
+# Somebody has to look at them: `logging-service dead-letters`.
+DEAD_LETTERS = Gauge("dead_letters", "Events put aside that are still there.", registry=PRODUCER)
+# Redis is away or too slow: events are held on this host's disk.
+EVENTS_SPOOLED = SharedCounter(
+    "events_spooled_total",
+    "Events that the spool took in place of Redis.",
+    tallies=TALLIES,
+    registry=PRODUCER,
+)
+SPOOL_ACTIVE = SharedGauge(
+    "spool_active",
+    "1 while events of a worker go to the spool because Redis is away.",
+    tallies=TALLIES,
+    registry=PRODUCER,
 )
 SPOOL_EVENTS = Gauge(
     "spool_events", "Events in this host's spools that wait for Redis.", registry=PRODUCER
@@ -84,6 +151,12 @@ EVENTS_DUPLICATE = Counter(
 # Events that can never be stored; somebody has to look at them.
 EVENTS_DEAD_LETTERED = Counter(
     "events_dead_lettered_total", "Events put aside with a reason.", registry=CONSUMER
+)
+# The consumer does nothing, though events wait: compare it with the time.
+LAST_STORED = Gauge(
+    "consumer_last_stored_timestamp_seconds",
+    "When a delivery was last stored or put aside, in Unix time; 0: never yet.",
+    registry=CONSUMER,
 )
 # So many of the last events cannot be stored that the release or the schema must be wrong.
 CONSUMER_STOPPED = Gauge(
@@ -110,6 +183,51 @@ BALANCE_EVENTS = Gauge(
     "Events by what became of them, `accepted` being all; no series where it is not known.",
     ["term"],
     registry=QUERY_SERVICE,
+)
+# More code is reviewed; `degraded`: the model was lost, `failed`: the static analysis was.
+REVIEWS = Counter(
+    "reviews_total", "Reviews that ended, `cached` ones among them.", ["status"], registry=GATEWAY
+)
+# A stage takes longer: larger submissions, a busy machine, a slow model.
+REVIEW_STAGE = Histogram(
+    "review_stage_seconds",
+    "Seconds that a stage of a review took.",
+    ["stage"],
+    registry=GATEWAY,
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+)
+# More calls of a model than there are reviews: attempts fail and are repeated.
+REVIEW_MODEL_CALLS = Counter(
+    "review_model_calls_total",
+    "Calls of a model for reviews, failed ones included.",
+    ["model"],
+    registry=GATEWAY,
+)
+# Longer submissions, or longer answers.
+REVIEW_TOKENS = Counter(
+    "review_tokens_total",
+    "Tokens of these calls, as far as they were told.",
+    ["model", "direction"],
+    registry=GATEWAY,
+)
+# Reviews cost more; calls without a price add nothing.
+REVIEW_COST = Counter(
+    "review_cost_dollars_total", "What these calls cost.", ["model"], registry=GATEWAY
+)
+# At REVIEWS_AT_ONCE and REVIEWS_WAITING further ones are refused with 429.
+REVIEWS_RUNNING = Gauge("reviews_running", "Reviews under work.", registry=GATEWAY)
+REVIEWS_WAITING = Gauge("reviews_waiting", "Reviews that wait for others.", registry=GATEWAY)
+# The database is away: results wait on this host's disk.
+REVIEWS_BUFFERED = Gauge(
+    "reviews_buffered", "Reviews that wait for the database.", registry=GATEWAY
+)
+# The logging service is away or too slow.
+JOURNAL_EVENTS = Gauge(
+    "journal_events_waiting", "Events that wait for the logging service.", registry=GATEWAY
+)
+# More events than may wait, or ones that the logging service refuses: reviews without a trace.
+JOURNAL_LOST = Gauge(
+    "journal_events_lost", "Events that never reach the logging service.", registry=GATEWAY
 )
 # The database has become slower, or batches larger.
 CONSUMER_BATCH = Histogram(
@@ -156,27 +274,42 @@ EVENT_DELAY = BatchHistogram(
     (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600),
 )
 
-MAX_EVENT_TYPES = 100
-MAX_MODELS = 100
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
+
+
+_is_on = True
+
+
+def switch(*, on: bool) -> None:
+    """Count requests and events from now on, or do not: nobody can ask for them."""
+    global _is_on  # noqa: PLW0603 - asked on every request
+    _is_on = on
+
+
+def share(memory: SharedMemory) -> None:
+    """Count together with the other workers that were given `memory`; before anything is."""
+    TALLIES.join(memory)
+    COMMON.unregister(_PROCESS)
+    COMMON.register(_EachProcess())
+    _observer.cache_clear()
+    _slot_of.cache_clear()
+    SPOOL_ACTIVE.set(0)
 
 
 def declare_endpoints(service: str, endpoints: Iterable[tuple[str, str]]) -> None:
     """Start the `status_code="500"` series of each (method, endpoint) at 0, so `rate` sees it."""
     for method, endpoint in endpoints:
-        API_REQUESTS.labels(service, endpoint, method, "500")
+        API_REQUESTS.slot(service, endpoint, method, "500")
 
 
 @lru_cache(maxsize=1024)
-def _request_observer(
-    service: str, endpoint: str, method: str, status: int
-) -> Callable[[float], None]:
+def _observer(service: str, endpoint: str, method: str, status: int) -> Callable[[float], None]:
     known = method if method in _METHODS else "other"
-    count = API_REQUESTS.labels(service, endpoint, known, str(status)).inc
-    observe = REQUEST_DURATION.labels(service, endpoint).observe
+    slot = API_REQUESTS.slot(service, endpoint, known, str(status))
+    values, observe = TALLIES.values, REQUEST_DURATION.observer(service, endpoint)
 
     def observe_one(seconds: float) -> None:
-        count()
+        values[slot] += 1
         observe(seconds)
 
     return observe_one
@@ -184,23 +317,22 @@ def _request_observer(
 
 def observe_request(service: str, endpoint: str, method: str, status: int, seconds: float) -> None:
     """Count one answered request; `endpoint` is the route's template or `other`."""
-    _request_observer(service, endpoint, method, status)(seconds)
+    if _is_on:
+        _observer(service, endpoint, method, status)(seconds)
 
 
-_event_types: dict[str, Callable[[float], None]] = {}
+@lru_cache(maxsize=1024)
+def _slot_of(event_type: str) -> int:
+    return LOG_EVENTS.slot(event_type)
 
 
 def count_events(event_types: Sequence[str]) -> None:
     """Count acknowledged events by type; past a hundred types the rest is `other`."""
+    if not _is_on:
+        return
     each = {event_types[0]: 1} if len(event_types) == 1 else Counts(event_types)
     for event_type, number in each.items():
-        count = _event_types.get(event_type)
-        if count is None:
-            label = event_type if len(_event_types) < MAX_EVENT_TYPES else "other"
-            count = LOG_EVENTS.labels(label).inc
-            if label != "other":
-                _event_types[event_type] = count
-        count(number)
+        TALLIES.values[_slot_of(event_type)] += number
 
 
 _models: set[str] = set()
@@ -220,6 +352,22 @@ def count_queries(model: str, ok: int, failed: int, nanos: int) -> None:
     LLM_QUERIES.labels(label, "ok").inc(ok)
     LLM_QUERIES.labels(label, "error").inc(failed)
     LLM_COST.labels(label).inc(nanos / 1e9)
+
+
+def forget_queue() -> None:
+    """Say that nothing is known of the queue; what was last known would look like the truth."""
+    for gauge in (QUEUE_SIZE, QUEUE_IN_FLIGHT, OLDEST_EVENT_AGE, DEAD_LETTERS):
+        gauge.set(nan)
+
+
+def measure_disk(folder: Path) -> None:
+    """Bring the gauges of the disk up to date that `folder` is on, or will be made on."""
+    free = size = nan
+    with suppress(OSError):
+        disk = os.statvfs(next(one for one in (folder, *folder.parents) if one.exists()))
+        free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    DISK_FREE.set(free)
+    DISK_SIZE.set(size)
 
 
 def exposition(service: str) -> tuple[bytes, str]:

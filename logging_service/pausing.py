@@ -2,15 +2,36 @@
 
 import asyncio
 import random
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import structlog
 
-from logging_service.errors import BackendUnavailable
+from logging_service.errors import BackendUnavailable, LoggingServiceError
 
 _log = structlog.get_logger()
 
 LONGEST_PAUSE_SECONDS = 5.0
+
+
+class Fault:
+    """What may fail each time it is done: logged when that begins, and not while it goes on."""
+
+    def __init__(self, what: str) -> None:
+        self.holds = False
+        self._what = what
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Do something that is done again later; its LoggingServiceError ends here."""
+        try:
+            yield
+        except LoggingServiceError as error:
+            if not self.holds:
+                _log.warning(self._what, reason=str(error))
+            self.holds = True
+        else:
+            self.holds = False
 
 
 class Pause:

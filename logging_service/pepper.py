@@ -55,6 +55,13 @@ def kept_pii_key(settings: Settings) -> bytes:
     return (text or _kept(settings, _PII_FILE, "PII_HASH_KEY")).encode()
 
 
+def pii_fingerprint_of(settings: Settings) -> str | None:
+    """Return what tells `PII_HASH_KEY` from others and gives nothing away; None: there is none."""
+    configured = settings.pii_hash_key
+    text = configured.get_secret_value() if configured else settings.kept_secret(_PII_FILE)
+    return Pepper(text.encode()).fingerprint.hex() if text else None
+
+
 def _kept(settings: Settings, name: str, instead: str) -> str:
     folder = settings.data_path
     data_folder.create(folder)

@@ -139,11 +139,20 @@ class Outcome(Appended):
     """What became of one delivery; `conflicts` of its dead letters are their senders' own fault.
 
     They say nothing about the release or the schema. `queries` has the model calls among what was
-    stored, by model ('' where none was told).
+    stored, by model ('' where none was told), `named` some of the dead letters.
     """
 
     conflicts: int = 0
+    named: Sequence["NamedLetter"] = ()
     queries: Mapping[str, "ModelQueries"] = MappingProxyType({})
+
+
+class NamedLetter(NamedTuple):
+    """Which event a dead letter is, for who looks for it; None where its bytes do not tell."""
+
+    reason: str
+    event_id: UUID | None
+    request_id: str | None
 
 
 class ModelQueries:

@@ -24,5 +24,6 @@ async def make_days(connection: asyncpg.Connection, days: Iterable[date]) -> Non
     """
     ascending = iter(sorted(set(days)))
     while some := list(islice(ascending, _DAYS_AT_ONCE)):
-        for name in await _sql.make_partitions(connection, days=some):
-            _log.info("partition_made", partition=name)
+        if made := await _sql.make_partitions(connection, days=some):
+            first, last = str(some[0]), str(some[-1])
+            _log.info("partitions_made", partitions=len(made), first_day=first, last_day=last)

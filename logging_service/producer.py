@@ -9,7 +9,8 @@ if __name__ == "__main__" and not __package__:
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
+from math import nan
 from typing import Any, Literal
 
 import msgspec
@@ -27,6 +28,7 @@ from logging_service.backends import (
     open_write_queue,
     redactor_of,
     refuse_newer_schema,
+    telling_pii_key,
 )
 from logging_service.client_address import ClientAddresses
 from logging_service.delivering import Consumer
@@ -172,6 +174,7 @@ def create_app(workers: int = 1) -> RequestContext:
             else:
                 await stack.enter_async_context(keeping_books(settings, queue))
             await stack.enter_async_context(keeping_keys(settings, keyring))
+            await stack.enter_async_context(telling_pii_key(settings))
             limiter = await stack.enter_async_context(
                 open_limiter(settings, SERVICE, workers=workers)
             )
@@ -236,7 +239,11 @@ class Status:
     async def report(self) -> QueueReport:
         """Return the queue's state; raises BackendUnavailable when the queue is away."""
         status = await self._queue.status()
+        dead_letters = await self._dead_letters()
         metrics.QUEUE_SIZE.set(status.size)
+        metrics.QUEUE_IN_FLIGHT.set(status.in_flight)
+        metrics.OLDEST_EVENT_AGE.set(status.oldest_age_seconds or 0)
+        metrics.DEAD_LETTERS.set(nan if dead_letters is None else dead_letters)
         metrics.SPOOL_EVENTS.set(status.spooled)
         metrics.SPOOL_DAMAGED_EVENTS.set(status.damaged)
         metrics.SPOOL_DAMAGED_FILES.set(damaged_spool_files(self._settings))
@@ -248,7 +255,7 @@ class Status:
             size=status.size,
             in_flight=status.in_flight,
             spooled=status.spooled,
-            dead_letters=await self._dead_letters(),
+            dead_letters=dead_letters,
             oldest_age_seconds=status.oldest_age_seconds,
             stored_per_second=rate,
             drain_seconds=drain if waiting else 0.0,
@@ -263,8 +270,10 @@ class Status:
 
     async def measure(self) -> None:
         """Bring the gauges up to date, as far as the queue answers."""
-        with suppress(BackendUnavailable):
+        try:
             await self.report()
+        except BackendUnavailable:
+            metrics.forget_queue()
 
 
 async def _write(request: Request) -> Response:

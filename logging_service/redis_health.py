@@ -29,14 +29,20 @@ def judge(list_key: str, replies: Sequence[Any]) -> list[str]:
     kind, config, *sections = replies
     if kind not in {b"list", b"none"}:
         raise BackendUnavailable(f"redis: the key {list_key} is no list")
+    told = info_in(sections)
+    _refuse_disabled(told)
+    fsync = None if isinstance(config, ReplyError) or not config else config[1].decode()
+    return _warnings(told, fsync)
+
+
+def info_in(sections: Sequence[Any]) -> dict[str, str]:
+    """Return the fields of replies to `INFO`; one that is an error tells none."""
     told: dict[str, str] = {}
     for section in sections:
         if not isinstance(section, ReplyError):
             lines = (line.partition(":") for line in section.decode().splitlines())
             told |= {name: value for name, _, value in lines}
-    _refuse_disabled(told)
-    fsync = None if isinstance(config, ReplyError) or not config else config[1].decode()
-    return _warnings(told, fsync)
+    return told
 
 
 def _refuse_disabled(told: dict[str, str]) -> None:

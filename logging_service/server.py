@@ -20,7 +20,7 @@ from uvicorn.importer import import_from_string
 from logging_service.browsers import ALWAYS, ONLY_TLS, POLICY
 from logging_service.errors import SettingsError
 from logging_service.hosts import AllowedHosts, is_loopback, read_host_names
-from logging_service.logs import escape_controls
+from logging_service.logs import escape_controls, log_what_nobody_catches
 from logging_service.settings import Settings
 from logging_service.tls import TlsFiles
 from logging_service.workers import Server, Workers, exit_on
@@ -36,14 +36,17 @@ class _ToStructlog(logging.Handler):
             record.levelno,
             "library_message",
             library=record.name,
-            message=record.getMessage(),
+            # What follows repeats values: an exception's words, a warning's line of code.
+            message=record.getMessage().partition("\n")[0],
             exc_info=record.exc_info,
         )
 
 
 def forward_library_logs() -> None:
-    """Send the warnings of uvicorn, asyncio and the rest through structlog."""
+    """Send the warnings of uvicorn, asyncio and the rest, and what nobody catches, that way."""
     logging.basicConfig(handlers=[_ToStructlog()], level=logging.WARNING, force=True)
+    logging.captureWarnings(capture=True)
+    log_what_nobody_catches()
 
 
 def spare_the_collector() -> None:

@@ -5,7 +5,6 @@ for itself.
 """
 
 import asyncio
-import contextvars
 import threading
 import time
 from collections import deque
@@ -161,9 +160,7 @@ class SpoolQueue:
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Have a thread do what is asked for; at the end it does what was, and closes the file."""
-        # Its log lines say which service it works for, as all others do.
-        within = contextvars.copy_context()
-        thread = threading.Thread(target=within.run, args=(self._work,), name="spool", daemon=True)
+        thread = threading.Thread(target=self._work, name="spool", daemon=True)
         thread.start()
         try:
             yield

@@ -16,6 +16,9 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from logging_service import metrics
+from logging_service.shared_metrics import SharedMemory
+
 _log = structlog.get_logger()
 _spawn = get_context("spawn")
 
@@ -80,7 +83,9 @@ def _work(
     listener: socket.socket,
     grace_seconds: float,
     parent: socket.socket,
+    memory: SharedMemory,
 ) -> None:
+    metrics.share(memory)
     exit_on(signal.SIGINT, signal.SIGTERM)
     # A terminal sends it to the whole group: what it means is for the parent to say.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -92,7 +97,11 @@ class _Worker:
     """A worker's process as its parent sees it; `settled` once it serves or has ended."""
 
     def __init__(
-        self, config: uvicorn.Config, listener: socket.socket, grace_seconds: float
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        grace_seconds: float,
+        memory: SharedMemory,
     ) -> None:
         self.settled = asyncio.Event()
         self.ended = asyncio.Event()
@@ -100,7 +109,8 @@ class _Worker:
         self.silent_beats = 0
         self._loop = asyncio.get_running_loop()
         self._pipe, theirs = socket.socketpair()
-        self._process = _spawn.Process(target=_work, args=(config, listener, grace_seconds, theirs))
+        work = (config, listener, grace_seconds, theirs, memory)
+        self._process = _spawn.Process(target=_work, args=work)
         with theirs:
             self._process.start()
         self._loop.add_reader(self._pipe, self._heard)
@@ -155,6 +165,7 @@ class Workers:
         self._listener = listener
         self._count = count
         self._grace_seconds = grace_seconds
+        self._memory = SharedMemory(count)
         self._serving: list[_Worker] = []
         self._all: set[_Worker] = set()
         self._stopping = asyncio.Event()
@@ -192,7 +203,7 @@ class Workers:
 
     def _start(self) -> _Worker:
         share = _WORKERS_SHARE * self._grace_seconds
-        worker = _Worker(self._config, self._listener, share)
+        worker = _Worker(self._config, self._listener, share, self._memory)
         self._all = {one for one in self._all if not one.ended.is_set()} | {worker}
         return worker
 

@@ -6,7 +6,7 @@ without a task, a scope or a framework.
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Literal, NamedTuple, Self
 from urllib.parse import parse_qs
 
@@ -158,7 +158,7 @@ class WritePath:
         headers = request.headers
         principal = request.principal
         options = _options(request) if request.query else _NO_OPTIONS
-        waits, encoder = options.waits, self._encoders.usual
+        encoder = self._encoders.usual
         if options.is_backfill:
             require(principal, "admin")
             encoder = self._encoders.backfill
@@ -169,35 +169,36 @@ class WritePath:
             request_id.decode() if request_id else None,
             wire.now_micros(),
         )
-        put = partial(self._put, waits=waits, root_path=request.root_path)
-        body = _plain_body(request)
-        media = headers.get(b"content-type", b"").decode("latin-1")
+        encoding = headers.get(b"content-encoding")
+        body = request.body if encoding is None else _plain_body(request, encoding)
+        media = headers.get(b"content-type", b"")
         if request.endpoint == "/log":
-            check_json(media)
+            if media != _JSON:
+                check_json(media.decode("latin-1"))
             one = read_one(body, encoder, origin)
-            put([one], lambda status: _single_answer(one, status), finish)
+            self._put([one], lambda status: _single_answer(one, status), finish, request, options)
             return
-        batch = read_many(body, media, encoder, origin)
+        batch = read_many(body, media.decode("latin-1"), encoder, origin)
         if not batch.accepted:
             finish(_none_taken(batch, request.root_path))
             return
-        put(batch.accepted, lambda status: _batch_answer(batch, status), finish)
+        events = batch.accepted
+        self._put(events, lambda status: _batch_answer(batch, status), finish, request, options)
 
     def _put(
         self,
         events: Sequence[Encoded],
         answer: Callable[[Taken], Answer],
         finish: Respond,
-        *,
-        waits: bool,
-        root_path: str,
+        request: WriteRequest,
+        options: "_Options",
     ) -> None:
         def settled(outcome: Outcome) -> None:
             if isinstance(outcome, BackendUnavailable):
-                finish(refusal(outcome, root_path))
+                finish(refusal(outcome, request.root_path))
                 return
             metrics.count_events([event.event_type for event in events])
-            if not waits:
+            if not options.waits:
                 finish(answer(outcome))
                 return
             self._watch.wait(
@@ -215,7 +216,9 @@ def refusal(error: Exception, root_path: str = "") -> Answer:
 
 def _refusal_of(request: WriteRequest, error: Exception) -> Answer:
     if not isinstance(error, LoggingServiceError):
-        _log.error("unhandled_error", path=request.endpoint, exc_info=error)
+        request_id = request_id_from(request.headers.items())
+        told = request_id.decode() if request_id else None
+        _log.error("unhandled_error", path=request.endpoint, request_id=told, exc_info=error)
     return refusal(error, request.root_path)
 
 
@@ -235,10 +238,7 @@ def _none_taken(batch: Batch, root_path: str) -> Answer:
     return _as_answer(problem(422, "validation", detail, errors=errors, root_path=root_path))
 
 
-def _plain_body(request: WriteRequest) -> bytes:
-    encoding = request.headers.get(b"content-encoding")
-    if encoding is None:
-        return request.body
+def _plain_body(request: WriteRequest, encoding: bytes) -> bytes:
     name = encoding.decode("latin-1").strip().lower()
     return decompress(request.body, name, BODY_LIMITS[request.endpoint])
 
@@ -276,7 +276,8 @@ def _trace_id(traceparent: bytes | None) -> str | None:
     return match[1].decode() if match else None
 
 
-_JSON_HEADERS = ((b"content-type", b"application/json"),)
+_JSON = b"application/json"
+_JSON_HEADERS = ((b"content-type", _JSON),)
 _encode_json = msgspec.json.Encoder().encode
 
 

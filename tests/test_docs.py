@@ -7,14 +7,17 @@ import requests
 from prometheus_client import CollectorRegistry
 from servers import ROOT, run_service
 
+from gateway.settings import GatewaySettings
 from logging_service import metrics
-from logging_service.settings import Settings
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 TEMPLATE = (ROOT / "env.template").read_text(encoding="utf-8")
 CLIENT = {"LOGGING_ENABLED", "LOGGING_SERVICE_URL"}
-SETTINGS = {name.upper() for name in Settings.model_fields} - {"RATE_LIMITS", "LOG_TTLS_DAYS"}
+SETTINGS = {name.upper() for name in GatewaySettings.model_fields} - {
+    "RATE_LIMITS",
+    "LOG_TTLS_DAYS",
+}
 TEMPLATE_VARIABLES = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", TEMPLATE, re.MULTILINE))
 
 
@@ -36,7 +39,7 @@ def test_the_template_sets_nothing_by_itself() -> None:
 
 @pytest.mark.parametrize("variable", sorted(SETTINGS - {"API_KEY", "ADMIN_API_KEY", "DATA_DIR"}))
 def test_the_template_shows_the_default(variable: str) -> None:
-    default = Settings.model_fields[variable.lower()].default
+    default = GatewaySettings.model_fields[variable.lower()].default
     if default is not None:
         shown = str(default).lower() if isinstance(default, bool) else str(default)
         assert TEMPLATE_VARIABLES[variable].rstrip("0").rstrip(".") == shown.rstrip("0").rstrip(".")
@@ -51,13 +54,19 @@ def names_of(registry: CollectorRegistry) -> set[str]:
 
 
 def test_every_metric_is_documented_and_every_documented_metric_is_there() -> None:
-    registries = (metrics.COMMON, metrics.PRODUCER, metrics.CONSUMER, metrics.QUERY_SERVICE)
+    registries = (
+        metrics.COMMON,
+        metrics.PRODUCER,
+        metrics.CONSUMER,
+        metrics.QUERY_SERVICE,
+        metrics.GATEWAY,
+    )
     there = set().union(*map(names_of, registries))
-    table = OPERATIONS.partition("## Metrics")[2].partition("## Logs")[0]
+    table = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z_]+)`", table, re.MULTILINE)) == there
 
 
-@pytest.mark.parametrize("service", ["producer", "consumer", "query_service"])
+@pytest.mark.parametrize("service", ["producer", "consumer", "query_service", "gateway"])
 def test_every_route_is_documented(service: str, environment: dict[str, str]) -> None:
     with run_service(service, environment) as running:
         paths = requests.get(f"{running.url}/openapi.json", timeout=5).json()["paths"]

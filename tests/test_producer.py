@@ -475,6 +475,9 @@ class TestBadDays:
             assert (health.status_code, health.json()["status"]) == (200, "degraded")
             status = requests.get(f"{producer.url}/queue/status", timeout=5).json()
             assert (status["size"], status["dead_letters"]) == (1, None)
+            shown = requests.get(f"{producer.url}/metrics", timeout=5).text
+            assert "\nqueue_size 1.0\n" in shown
+            assert "\ndead_letters NaN\n" in shown
 
     @pytest.mark.parametrize(
         ("variable", "value", "said"),
