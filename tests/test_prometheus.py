@@ -161,6 +161,10 @@ def test_what_was_sent_is_what_prometheus_tells(
             assert 0 <= prometheus.values(since)[0] < 60
             assert soon(lambda: prometheus.values("sum(up)") == [3])
             assert prometheus.fires("ServiceDown")  # the gateway's
+            with run_service("gateway", environment):
+                assert soon(lambda: prometheus.values("sum(up)") == [4])
+                assert soon(lambda: not prometheus.fires("ServiceDown"))
+                assert prometheus.values("reviews_running") == [0]
 
 
 @needs_prometheus
