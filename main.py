@@ -292,10 +292,11 @@ def _checks(state: dict[str, Any], *, tells: bool) -> list[Check]:
         fault: str | None = state["llm"].fault
         return fault
 
+    asked = [Check("model", check_model, essential=False)] if state["llm"].version else []
     told = [Check("logging_service", state["logging_service"].check, essential=False)]
     return [
         Check("ruff", check_ruff),
-        Check("model", check_model, essential=False),
+        *asked,
         Check("database", state["storage"].check, essential=False),
         *(told if tells else []),
         Check("query_service", state["query_service"].check, essential=False),

@@ -199,9 +199,9 @@ def _merged(
         session_id=ids.session_id,
         status=status,
         degraded_reasons=reasons,
-        # Of what ruff found, whatever the model says.
-        verdict=verdict(counts(static.findings)),
-        summary=_summary(every, findings, reasons, outcome.summary),
+        # Of what ruff found, whatever the model says; code that nobody read is not good code.
+        verdict="fail" if status == "failed" else verdict(counts(static.findings)),
+        summary=_summary(every, findings, reasons, outcome.summary, is_cut=static.truncated),
         cached=False,
         counts=every,
         findings=at_least(findings, options.min_severity),
@@ -242,10 +242,17 @@ def _reasons(analyses: Iterable[Analysis], llm: LlmReport) -> tuple[str, ...]:
 
 
 def _summary(
-    every: Counts, findings: Sequence[Finding], reasons: Sequence[str], said: str | None
+    every: Counts,
+    findings: Sequence[Finding],
+    reasons: Sequence[str],
+    said: str | None,
+    *,
+    is_cut: bool,
 ) -> str:
     """Return the result in words; what the model said comes last and is marked as its own."""
     parts = [_told(every)]
+    if is_cut:
+        parts.append("There was more to find than is kept.")
     if suppressed := sum(finding.suppressed for finding in findings):
         parts.append(f"{_number(suppressed, 'finding')} suppressed by comments in the code.")
     if reasons:
@@ -292,6 +299,6 @@ def _completed(
         "verdict": review.verdict,
         "degraded_reasons": list(review.degraded_reasons),
         "findings_total": every.error + every.warning + every.info,
-        "by_severity": msgspec.to_builtins(every),
+        "findings_by_severity": msgspec.to_builtins(every),
         "cached": review.cached,
     }

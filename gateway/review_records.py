@@ -94,7 +94,10 @@ class Records:
             "analysis_count": 0,
             "success": False,
             "status": INTERRUPTED,
-            "degraded_reasons": [],
+            "verdict": None,
+            "degraded_reasons": [INTERRUPTED],
+            "findings_total": None,
+            "cached": False,
             # How long it ran is not known; until now is how long nobody noticed.
             "duration_ms": None,
         }

@@ -312,7 +312,6 @@ def test_without_the_other_services_it_works_on_and_says_so(
     states = {name: one["status"] for name, one in health.json()["dependencies"].items()}
     assert states == {
         "ruff": "ok",
-        "model": "ok",
         "database": "ok",
         "logging_service": "unavailable",
         "query_service": "unavailable",

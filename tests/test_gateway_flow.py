@@ -135,6 +135,9 @@ def test_a_review_with_a_model_is_told_everywhere_alike(
         assert (metrics["cached_tokens"], metrics["reasoning_tokens"]) == (1920, 128)
         assert (used["cached_input"], used["reasoning"]) == (1920, 128)
         assert metrics["total_cost"] == Decimal(review["llm"]["cost_usd"]) == Decimal("0.005615")
+        told = requests.get(f"{query.url}/analytics/reviews?days=1", headers=KEY, timeout=30)
+        found = told.json()["metrics"]["findings"]
+        assert {name: found[name] for name in review["counts"]} == review["counts"]
         listed = requests.get(f"{gateway.url}/reviews", headers=KEY, timeout=30).json()
         assert [one["cost_usd"] for one in listed["reviews"]] == [review["llm"]["cost_usd"]]
 

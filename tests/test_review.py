@@ -270,7 +270,7 @@ def test_an_unfinished_review_is_no_good_news() -> None:
         "verdict": "fail",
         "degraded_reasons": ["interrupted"],
         "findings_total": 0,
-        "by_severity": {"error": 0, "warning": 0, "info": 0},
+        "findings_by_severity": {"error": 0, "warning": 0, "info": 0},
         "cached": False,
     }
 
@@ -288,7 +288,7 @@ async def test_a_review_that_ends_says_what_came_of_it() -> None:
         "verdict": "fail",
         "degraded_reasons": [],
         "findings_total": 2,
-        "by_severity": {"error": 1, "warning": 0, "info": 1},
+        "findings_by_severity": {"error": 1, "warning": 0, "info": 1},
         "cached": False,
     }
 
