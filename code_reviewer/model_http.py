@@ -107,8 +107,9 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _told(text: str, api_key: str | None) -> str:
-    if api_key:
-        text = text.replace(api_key, "[key]")
+    # As it is, and as the repr of a header shows it.
+    for form in (api_key, repr(api_key)[1:-1], api_key.strip()) if api_key else ():
+        text = text.replace(form, "[key]") if form else text
     return one_line(text[: 4 * _MAX_MESSAGE])[:_MAX_MESSAGE]
 
 

@@ -50,6 +50,9 @@ SCHEMA: Final[dict[str, object]] = {
 }
 
 
+_Span = tuple[Place, Place]
+
+
 class Redacted(msgspec.Struct, frozen=True):
     """A submission as a model may see it; `lines` are as many as the code's own."""
 
@@ -61,14 +64,14 @@ class Redacted(msgspec.Struct, frozen=True):
 
 def redacted(submission: Submission, static: StaticReport, scrub: Scrub) -> Redacted:
     """Return what may leave: without the strings that hold secrets, and what `scrub` finds."""
-    places = set(static.secrets)
-    if any(one.type == "lint" and one.status != "ok" for one in static.analyses):
-        places.update(named_literals(encodable(submission.code)))
-    lines = lines_of(encodable(submission.code))
+    code = encodable(submission.code)
+    # The linter's list may be cut, knows few names, and is empty for code that it cannot read.
+    places = _joined({*static.secrets, *named_literals(code)})
+    lines = lines_of(code)
     replaced = _take_out(lines, places)
     code, in_code = scrub("\n".join(lines))
     filename, in_name = scrub(one_line(submission.filename)[:_MAX_NAME])
-    linter, in_linter = scrub(_listed(static.findings))
+    linter, in_linter = scrub(_listed(static.findings, places))
     return Redacted(
         filename,
         tuple(lines_of(code)),
@@ -80,16 +83,28 @@ def redacted(submission: Submission, static: StaticReport, scrub: Scrub) -> Reda
 # With bounds everywhere: code that repeats one word may not take quadratic time.
 _NAMED = re.compile(
     r"(?i)(?:passw(?:or)?d|passphrase|pwd|secret|token|api_?key)[\w\]\"']{0,40}\s{0,20}"
-    r"(?::[^=\n\"']{0,60})?[=:]\s{0,20}[rbu]{0,2}(?P<literal>\"[^\"\n]{1,500}\"|'[^'\n]{1,500}')"
+    r"(?::[^=\n\"']{0,60})?[=:!]=?\s{0,20}[rbuf]{0,2}"
+    r"(?P<literal>(?P<mark>\"{3}|'{3}|[\"'])(?:\\.|(?!(?P=mark))[^\\\n]){1,2000}(?:(?P=mark)|$)?)"
 )
 
 
 def named_literals(code: str) -> Iterator[tuple[Place, Place]]:
-    """Yield the places of strings that names call secret, for code that no linter could read."""
+    """Yield the places of strings that names call secret, also of such as have no end."""
     for number, line in enumerate(lines_of(code), 1):
         for found in _NAMED.finditer(line):
             start, end = found.span("literal")
             yield Place(number, start + 1), Place(number, end + 1)
+
+
+def _joined(places: Iterable[_Span]) -> list[_Span]:
+    """Return `places` in order, those that overlap as one."""
+    joined: list[_Span] = []
+    for start, end in sorted(places):
+        if joined and start < joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def encodable(text: str) -> str:
@@ -115,12 +130,19 @@ def _take_out(lines: list[str], literals: Iterable[tuple[Place, Place]]) -> int:
     return replaced
 
 
-def _listed(findings: Sequence[Finding]) -> str:
+def _listed(findings: Sequence[Finding], secrets: Sequence[_Span]) -> str:
     told = [
-        f"{finding.start.line}: {finding.rule} {one_line(finding.message)[:_MAX_MESSAGE]}"
-        for finding in findings[:MOST_LINTER_FINDINGS]
+        f"{one.start.line}: {one.rule} {_message(one, secrets)}"
+        for one in findings[:MOST_LINTER_FINDINGS]
     ]
     return "\n".join(told) or "none"
+
+
+def _message(finding: Finding, secrets: Sequence[_Span]) -> str:
+    """Return what the linter says, nothing where it may quote a secret."""
+    if any(start < finding.end and finding.start < end for start, end in secrets):
+        return ""
+    return one_line(finding.message)[:_MAX_MESSAGE]
 
 
 class Prompt:

@@ -56,6 +56,10 @@ class _Rejection(msgspec.Struct):
     errors: Any = None
 
 
+class _Problem(msgspec.Struct):
+    type: str
+
+
 class _Taken(msgspec.Struct):
     accepted: int
     rejected: list[_Rejection]
@@ -94,7 +98,8 @@ class Poster:
         Raises NotTaken when it is not known whether they were: they have to be posted again.
         """
         answer = await asyncio.to_thread(self._request, b"[%b]" % b",".join(events))
-        if answer.status in _WRONG:
+        # What a proxy before the service says of itself is no judgement on an event.
+        if answer.status in _WRONG and _is_problem(answer.body):
             if len(events) == 1:
                 return [f"{answer.status}: {_excerpt(answer.body)}"]
             half = len(events) // 2
@@ -118,9 +123,18 @@ class Poster:
                 answer.close()
             finally:
                 answer.release_conn()
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        # ValueError: a header that cannot be sent, whose words hold the key.
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise NotTaken(type(error).__name__) from None
         return _Answer(answer.status, text, answer.headers.get("Retry-After", ""))
+
+
+def _is_problem(body: bytes) -> bool:
+    """Whether the service says so itself, by one of its problem documents."""
+    try:
+        return "/problems/" in msgspec.json.decode(body, type=_Problem).type
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _judged(answer: _Answer, number: int) -> list[str | None]:
@@ -199,6 +213,9 @@ class Completions:
         except LoggingServiceError:
             # Who keeps the outbox says so.
             return _POLL_SECONDS * random.uniform(0.5, 1)  # noqa: S311 - it spreads the load
+        except Exception as error:  # noqa: BLE001 - what waits has to be posted later, whatever it is
+            return self._paused(NotTaken(type(error).__name__))
+        return _POLL_SECONDS * random.uniform(0.5, 1)  # noqa: S311 - it spreads the load
         return _POLL_SECONDS * random.uniform(0.5, 1)  # noqa: S311 - it spreads the load
 
     async def _post(self, events: Mapping[str, bytes]) -> None:

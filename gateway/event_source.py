@@ -71,7 +71,7 @@ class ServiceClient:
         try:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, self._get, target)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise BackendUnavailable(f"{self._url}: {type(error).__name__}") from None
         finally:
             self._asking -= 1

@@ -5,10 +5,10 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, model_validator
 
 from logging_service.face_settings import HttpUrl
-from logging_service.settings import Settings, TtlDays
+from logging_service.settings import HeaderSecret, Settings, TtlDays
 
 Adapter = Literal["openai", "anthropic"]
 Dollars = Annotated[Decimal, Field(ge=0, le=1_000_000, max_digits=15, decimal_places=9)]
@@ -31,7 +31,7 @@ class GatewaySettings(Settings):
     llm_base_url: HttpUrl | None = Field(
         default=None, description="the model's server; default: the public one of LLM_ADAPTER"
     )
-    llm_api_key: SecretStr | None = Field(
+    llm_api_key: HeaderSecret | None = Field(
         default=None, min_length=1, max_length=1000, description="the key of the model's server"
     )
     llm_adapter: Adapter = Field(

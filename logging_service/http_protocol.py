@@ -303,7 +303,7 @@ class LimitedProtocol(HttpToolsProtocol):
         *,
         keep_alive: bool,
     ) -> None:
-        """Write a whole answer and count it; `began` is by the monotonic clock."""
+        """Count an answer, then write it: who has it may kill us; `began`: by the monotonic clock."""
         request_id = request_id or b"%b-%x" % (_process, next(_answers))
         standing = self.config.header_lines(self.server_state.default_headers)
         parts = [STATUS_LINE[answer.status], standing]
@@ -315,9 +315,9 @@ class LimitedProtocol(HttpToolsProtocol):
             b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (request_id, len(answer.body)),
             answer.body,
         )
-        self.transport.write(b"".join(parts))
         method, seconds = "other" if endpoint == "other" else "POST", time.monotonic() - began
         metrics.observe_request(self.service, endpoint, method, answer.status, seconds)
+        self.transport.write(b"".join(parts))
 
     def sweep(self, now: float) -> None:
         """Close the connection when its time is over."""

@@ -58,7 +58,15 @@ def _check_rate(text: object) -> object:
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 RateText = Annotated[str, BeforeValidator(_check_rate)]
-ApiKey = Annotated[SecretStr, Field(min_length=8, max_length=200)]
+
+
+def _stripped(secret: object) -> object:
+    # A mounted secret often ends with a newline, which no header can carry.
+    return secret.strip() if isinstance(secret, str) else secret
+
+
+HeaderSecret = Annotated[SecretStr, BeforeValidator(_stripped)]
+ApiKey = Annotated[HeaderSecret, Field(min_length=8, max_length=200)]
 TtlDays = Annotated[int, Field(ge=0, le=36_500)]
 
 

@@ -126,15 +126,22 @@ async def test_what_is_refused_is_told_from_what_is_taken(sink: LogSink) -> None
 async def test_one_bad_event_takes_no_other_with_it(sink: LogSink, status: int) -> None:
     def answer(sent: list[dict[str, Any]]) -> tuple[int, bytes]:
         if any(event["payload"]["number"] == 5 for event in sent):
-            return status, b'{"title": "not\x00 this"}'
+            return status, b'{"type": "/problems/validation"}'
         sink.events += sent
         return 202, taken(len(sent))
 
     sink.answer = answer
     reasons = await post(sink, *map(an_event, range(8)))
     assert [number for number, reason in enumerate(reasons) if reason] == [5]
-    assert reasons[5] == f'{status}: {{"title": "not this"}}'
+    assert reasons[5] == f'{status}: {{"type": "/problems/validation"}}'
     assert len(sink.events) == 7
+
+
+@pytest.mark.parametrize("body", [b"<h1>400 Bad Request</h1>", b'{"type": "about:blank"}', b"[]"])
+async def test_what_a_proxy_refuses_is_posted_again(sink: LogSink, body: bytes) -> None:
+    sink.answer = lambda _: (400, body)
+    with pytest.raises(NotTaken):
+        await post(sink, an_event(0))
 
 
 def says(status: int, body: bytes) -> Answers:
