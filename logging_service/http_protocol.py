@@ -303,7 +303,7 @@ class LimitedProtocol(HttpToolsProtocol):
         *,
         keep_alive: bool,
     ) -> None:
-        """Count an answer, then write it: who has it may kill us; `began`: by the monotonic clock."""
+        """Count an answer, then write it; `began` is by the monotonic clock."""
         request_id = request_id or b"%b-%x" % (_process, next(_answers))
         standing = self.config.header_lines(self.server_state.default_headers)
         parts = [STATUS_LINE[answer.status], standing]
