@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from code_reviewer.findings import Finding, Review, Submission, Usage
+from code_reviewer.prompt import named_literals
 from gateway.scrubbing import Scrubber
 from gateway.stored_reviews import (
     COMPLETED_EVENT,
@@ -169,22 +170,34 @@ class Records:
 
 
 def _passwords(findings: Iterable[Finding], code: str) -> list[str]:
-    """Return the texts in the code that ruff takes for passwords; short ones with their quotes."""
+    """Return the texts that ruff or a name calls passwords, long ones first."""
     lines = _LINE_END.split(code)
+    places = {(one.start, one.end) for one in findings if one.rule in _PASSWORDS}
     found = []
-    for one in findings:
-        if one.rule in _PASSWORDS and 0 < one.start.line == one.end.line <= len(lines):
-            text = lines[one.start.line - 1][one.start.column - 1 : one.end.column - 1]
+    for start, end in places.union(named_literals(code)):
+        if 0 < start.line == end.line <= len(lines):
+            text = lines[start.line - 1][start.column - 1 : end.column - 1]
             bare = text.lstrip("bBfFrRuU").strip("\"'")
             found.append(bare if len(bare) >= _BARE else text)
-    return [text for text in found if text]
+    return sorted(filter(None, found), key=len, reverse=True)
 
 
 def _usable(plain: Finding, cleaned: Finding, passwords: Sequence[str]) -> Finding:
-    """Return a finding without its edits where they hold what is not kept.
+    """Return a finding without passwords in its words or edits that hold what is not kept.
 
     What was replaced in them would be put into somebody's code.
     """
+    words = cleaned.message
+    for text in passwords:
+        words = words.replace(text, "[secret]")
+    cleaned = msgspec.structs.replace(cleaned, message=words)
+    if (
+        cleaned.fix
+        and cleaned.fix.message
+        and any(text in cleaned.fix.message for text in passwords)
+    ):
+        wordless = msgspec.structs.replace(cleaned.fix, message=None)
+        cleaned = msgspec.structs.replace(cleaned, fix=wordless)
     if not plain.fix or not cleaned.fix:
         return cleaned
     tells = any(text in edit.text for edit in plain.fix.edits for text in passwords)

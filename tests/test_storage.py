@@ -152,7 +152,7 @@ async def test_a_password_is_not_kept_in_what_would_be_put_in_its_place(
     there = {"start": Place(2, 20), "end": Place(2, 29)}
     password = a_finding(rule="S105", message="Possible hardcoded password", **there)
     edits = (Edit(Place(3, 1), Place(3, 5), "q = ['hunter2']"),)
-    mended = a_finding(rule="RUF000", fix=Fix("safe", "Use a list", edits))
+    mended = a_finding(rule="RUF000", message="not 'hunter2'", fix=Fix("safe", "Use a list", edits))
     start = a_start(submission=Submission(code=code))
     await storage.begin(start)
     await storage.finish(start.review_id, an_end(start, a_review(password, mended, UNUSED)))
