@@ -216,7 +216,6 @@ class Completions:
         except Exception as error:  # noqa: BLE001 - what waits has to be posted later, whatever it is
             return self._paused(NotTaken(type(error).__name__))
         return _POLL_SECONDS * random.uniform(0.5, 1)  # noqa: S311 - it spreads the load
-        return _POLL_SECONDS * random.uniform(0.5, 1)  # noqa: S311 - it spreads the load
 
     async def _post(self, events: Mapping[str, bytes]) -> None:
         left = list(events)
