@@ -121,7 +121,8 @@ os.close(1)
 time.sleep(60)
 """
     before = children()
-    cages = Cages(1, msgspec.structs.replace(LIMITS, wall_seconds=0.5))
+    # Long enough for two interpreters to start on a busy machine.
+    cages = Cages(1, msgspec.structs.replace(LIMITS, wall_seconds=2.0))
     running = asyncio.ensure_future(cages.run(python(script), b""))
     grandchildren: set[int] = set()
     while not grandchildren and not running.done():
@@ -141,8 +142,9 @@ time.sleep(60)
 async def test_a_cancelled_child_is_dead_and_reaped() -> None:
     before = children()
     running = asyncio.ensure_future(ended("import time; time.sleep(60)"))
-    while not (started := children() - before):
+    while not (started := children() - before) and not running.done():
         await asyncio.sleep(0.001)
+    assert started
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
